@@ -1,0 +1,119 @@
+/**
+ * The intermediate representation: a list of primitive applications in single assignment, in topological order.
+ *
+ * Values carry dtype and static shape. A `Graph` is immutable data; it is made by `trace` (trace.ts), checked by
+ * `checkGraph`, printed by `printGraph`, differentiated in grad/, lowered in onnx/ and evaluated slowly in
+ * runtime/interpreter.ts. Each of those is a table with one row per primitive, typed so that a missing row does not
+ * compile.
+ */
+
+import type { DType } from "../tensor/dtype.ts";
+import type { HostArray } from "../tensor/host.ts";
+import type { Shape, TensorSpec } from "../tensor/shape.ts";
+
+/** No attributes. */
+export type None = Record<never, never>;
+
+/** Every primitive and its attributes. Axes are normalised (non-negative) and sorted. */
+export interface Attributes {
+  /** A value known while tracing. */
+  constant: { readonly value: HostArray };
+
+  // Elementwise, one argument.
+  neg: None;
+  abs: None;
+  exp: None;
+  log: None;
+  sqrt: None;
+  sigmoid: None;
+  not: None;
+  cast: { readonly dtype: DType };
+
+  // Elementwise, two arguments that broadcast.
+  add: None;
+  sub: None;
+  mul: None;
+  div: None;
+  min: None;
+  max: None;
+  less: None;
+  equal: None;
+  and: None;
+  or: None;
+
+  /** `condition ? a : b`, all three broadcast. */
+  where: None;
+
+  // Reductions.
+  reduceSum: { readonly axes: readonly number[]; readonly keepDims: boolean };
+  reduceMax: { readonly axes: readonly number[]; readonly keepDims: boolean };
+  /** Index of the first largest element along the last axis, which is dropped; i32. */
+  argMax: None;
+  /** Inclusive running sum along one axis. */
+  cumulativeSum: { readonly axis: number };
+
+  /** `[…, M, K] · […, K, N] → […, M, N]`; batch axes broadcast. */
+  matmul: None;
+
+  // Layout.
+  reshape: { readonly shape: Shape };
+  transpose: { readonly permutation: readonly number[] };
+  broadcast: { readonly shape: Shape };
+  slice: { readonly axis: number; readonly start: number; readonly end: number };
+  concat: { readonly axis: number };
+
+  /** Rows of a table `[N, …]` by ids `i32[…]`. */
+  gatherRows: None;
+  /** Adds updates `[…, row]` into a zero table of `rows` rows at ids `i32[…]`; the transpose of gatherRows. */
+  scatterAddRows: { readonly rows: number };
+  /** `x[…, indices]` along the last axis: `[…, N]` and `i32[…, M]` → `[…, M]`. */
+  takeAlongLast: None;
+  /** Adds updates `[…, M]` into zeros `[…, size]` at `i32[…, M]`; the transpose of takeAlongLast. */
+  scatterAddLast: { readonly size: number };
+
+  // Fused, because the engine has a kernel; each has an unfused twin in ops/ as its oracle.
+  /** Softmax along the last axis. */
+  softmax: None;
+  /** `x / sqrt(mean(x²) + epsilon) · weight` along the last axis. */
+  rmsNorm: { readonly epsilon: number };
+  /**
+   * Attention of new positions over a cache that is updated in place (ONNX Runtime's GroupQueryAttention).
+   * Inputs: q `[B,T,H·D]`, k and v `[B,T,Hk·D]`, past keys and values `[B,Hk,S,D]`, lengths `i32[B]` (valid positions
+   * after this call, minus one), total `i32[1]` (largest of them, plus one), cos and sin `[S, D/2]`.
+   * Outputs: attended `[B,T,H·D]` and the two caches. Inference only: it has no gradient.
+   */
+  cachedAttention: { readonly heads: number; readonly kvHeads: number; readonly scale: number };
+}
+
+export type PrimitiveName = keyof Attributes;
+
+/** A typed, shaped value: a graph input or one output of an application. */
+export interface Value extends TensorSpec {
+  readonly id: number;
+  /** The application that makes it; undefined for a graph input. */
+  readonly node: Application | undefined;
+  /** The trace it belongs to; mixing traces is an error. */
+  readonly trace: object;
+}
+
+/** One primitive applied to values. */
+export interface Application<P extends PrimitiveName = PrimitiveName> {
+  readonly primitive: P;
+  readonly inputs: readonly Value[];
+  readonly attributes: Attributes[P];
+  readonly outputs: readonly Value[];
+}
+
+export interface Graph {
+  readonly inputs: ReadonlyMap<string, Value>;
+  readonly applications: readonly Application[];
+  readonly outputs: ReadonlyMap<string, Value>;
+}
+
+/** Narrows an application to one primitive, so that its attributes are typed. */
+export function isPrimitive<P extends PrimitiveName>(
+  application: Application | undefined,
+  primitive: P,
+): application is Application<P> {
+  return application?.primitive === primitive;
+}

@@ -1,0 +1,311 @@
+/**
+ * Lowering: graph → ONNX, one row per primitive.
+ *
+ * The operators are ONNX's own (opset 18) wherever possible, so that one graph runs on every device; the runtime's
+ * optimiser fuses them again (transposes into products, for one). `com.microsoft` operators appear for the attention
+ * cache alone. SimplifiedLayerNormalization is an operator of ONNX Runtime filed under the default domain.
+ */
+
+import type { Application, Graph, PrimitiveName, Value } from "../graph/ir.ts";
+import type { DType, TypedArrayOf } from "../tensor/dtype.ts";
+import { BYTES } from "../tensor/dtype.ts";
+import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
+import {
+  type AttributeProto,
+  encodeModel,
+  type NodeProto,
+  type TensorProto,
+  type ValueInfoProto,
+} from "./proto.ts";
+
+/** TensorProto.DataType. */
+const ELEMENT_TYPE: { readonly [D in DType]: number } = {
+  f32: 1,
+  u8: 2,
+  i8: 3,
+  i32: 6,
+  i64: 7,
+  bool: 9,
+  f16: 10,
+};
+const OPSET = 18;
+const IR_VERSION = 9;
+
+/**
+ * Below this many rows the gradient of an embedding is a product with a one-hot matrix: exact, deterministic and
+ * parallel, where scattering is serial. Above it the one-hot matrix would not fit.
+ */
+const ONE_HOT_ROWS = 1024;
+
+type AttributeValue = number | string | readonly number[] | { readonly float: number };
+
+function attribute(name: string, value: AttributeValue): AttributeProto {
+  if (typeof value === "number") return { name, type: 2, i: value };
+  if (typeof value === "string") return { name, type: 3, s: new TextEncoder().encode(value) };
+  if ("float" in value) return { name, type: 1, f: value.float };
+  return { name, type: 7, ints: value };
+}
+
+function bytesOf(data: TypedArrayOf[DType]): Uint8Array {
+  return new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+}
+
+/** Collects nodes and initializers while a graph is lowered. */
+class Emitter {
+  readonly nodes: NodeProto[] = [];
+  readonly initializers: TensorProto[] = [];
+  readonly #names = new Map<Value, string>();
+  readonly #shared = new Map<string, string>();
+  #next = 0;
+
+  name(x: Value): string {
+    let name = this.#names.get(x);
+    if (name === undefined) {
+      name = this.fresh();
+      this.#names.set(x, name);
+    }
+    return name;
+  }
+
+  /** @returns false when the value already has a name */
+  claim(x: Value, name: string): boolean {
+    if (this.#names.has(x)) return false;
+    this.#names.set(x, name);
+    return true;
+  }
+
+  fresh(): string {
+    return `t${this.#next++}`;
+  }
+
+  node(
+    opType: string,
+    input: readonly string[],
+    output: readonly string[],
+    attributes: Readonly<Record<string, AttributeValue>> = {},
+    domain = "",
+  ): void {
+    const list = Object.entries(attributes).map(([name, value]) => attribute(name, value));
+    this.nodes.push({ opType, input, output, attribute: list, domain });
+  }
+
+  /** A node whose result only the lowering itself uses. */
+  temporary(
+    opType: string,
+    input: readonly string[],
+    attributes: Readonly<Record<string, AttributeValue>> = {},
+  ): string {
+    const name = this.fresh();
+    this.node(opType, input, [name], attributes);
+    return name;
+  }
+
+  tensor(dtype: DType, dims: Shape, data: TypedArrayOf[DType], name = this.fresh()): string {
+    this.initializers.push({ name, dims, dataType: ELEMENT_TYPE[dtype], rawData: bytesOf(data) });
+    return name;
+  }
+
+  /** A shared one-dimensional int64 constant: shapes, axes, bounds. */
+  integers(values: readonly number[]): string {
+    const key = `i64:${values}`;
+    let name = this.#shared.get(key);
+    if (name === undefined) {
+      name = this.tensor("i64", [values.length], BigInt64Array.from(values, BigInt));
+      this.#shared.set(key, name);
+    }
+    return name;
+  }
+
+  /** A shared float constant of the given shape. */
+  floats(values: readonly number[], dims: Shape): string {
+    const key = `f32:${dims}:${values}`;
+    let name = this.#shared.get(key);
+    if (name === undefined) {
+      name = this.tensor("f32", dims, Float32Array.from(values));
+      this.#shared.set(key, name);
+    }
+    return name;
+  }
+
+  zeros(shape: Shape): string {
+    return this.temporary("Expand", [this.floats([0], []), this.integers(shape)]);
+  }
+}
+
+type Lowering<P extends PrimitiveName> = (
+  emitter: Emitter,
+  application: Application<P>,
+  inputs: readonly string[],
+  outputs: readonly string[],
+) => void;
+
+/** The primitive is exactly one ONNX operator without attributes. */
+const same =
+  (opType: string): Lowering<PrimitiveName> =>
+  (emitter, _, inputs, outputs) =>
+    emitter.node(opType, inputs, outputs);
+
+const reduction =
+  (opType: string): Lowering<"reduceSum" | "reduceMax"> =>
+  (emitter, { attributes: { axes, keepDims } }, [x], outputs) =>
+    emitter.node(opType, [x!, emitter.integers(axes)], outputs, { keepdims: keepDims ? 1 : 0 });
+
+const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
+  constant: (emitter, { attributes: { value } }, _, [y]) => {
+    emitter.tensor(value.dtype, value.shape, value.data, y!);
+  },
+
+  neg: same("Neg"),
+  abs: same("Abs"),
+  exp: same("Exp"),
+  log: same("Log"),
+  sqrt: same("Sqrt"),
+  sigmoid: same("Sigmoid"),
+  not: same("Not"),
+  cast: (emitter, { attributes: { dtype } }, inputs, outputs) =>
+    emitter.node("Cast", inputs, outputs, { to: ELEMENT_TYPE[dtype] }),
+
+  add: same("Add"),
+  sub: same("Sub"),
+  mul: same("Mul"),
+  div: same("Div"),
+  min: same("Min"),
+  max: same("Max"),
+  less: same("Less"),
+  equal: same("Equal"),
+  and: same("And"),
+  or: same("Or"),
+  where: same("Where"),
+
+  reduceSum: reduction("ReduceSum"),
+  reduceMax: reduction("ReduceMax"),
+  argMax: (emitter, _, inputs, outputs) => {
+    const wide = emitter.temporary("ArgMax", inputs, { axis: -1, keepdims: 0 });
+    emitter.node("Cast", [wide], outputs, { to: ELEMENT_TYPE.i32 });
+  },
+  cumulativeSum: (emitter, { attributes: { axis } }, [x], outputs) =>
+    emitter.node("CumSum", [x!, emitter.integers([axis])], outputs),
+
+  matmul: same("MatMul"),
+
+  reshape: (emitter, { attributes: { shape } }, [x], outputs) =>
+    emitter.node("Reshape", [x!, emitter.integers(shape)], outputs),
+  transpose: (emitter, { attributes: { permutation } }, inputs, outputs) =>
+    emitter.node("Transpose", inputs, outputs, { perm: permutation }),
+  broadcast: (emitter, { attributes: { shape } }, [x], outputs) =>
+    emitter.node("Expand", [x!, emitter.integers(shape)], outputs),
+  slice: (emitter, { attributes: { axis, start, end } }, [x], outputs) => {
+    const [from, to, along] = [[start], [end], [axis]].map((values) => emitter.integers(values));
+    emitter.node("Slice", [x!, from!, to!, along!], outputs);
+  },
+  concat: (emitter, { attributes: { axis } }, inputs, outputs) =>
+    emitter.node("Concat", inputs, outputs, { axis }),
+
+  gatherRows: (emitter, _, inputs, outputs) => emitter.node("Gather", inputs, outputs, { axis: 0 }),
+  scatterAddRows: (emitter, application, [ids, updates], outputs) => {
+    const { rows } = application.attributes;
+    const [idShape, updateShape] = [application.inputs[0]!.shape, application.inputs[1]!.shape];
+    const count = sizeOf(idShape);
+    const rest = updateShape.slice(idShape.length);
+    const width = sizeOf(rest);
+    const flatUpdates = emitter.temporary("Reshape", [updates!, emitter.integers([count, width])]);
+    const shape = emitter.integers([rows, ...rest]);
+    if (rows <= ONE_HOT_ROWS) {
+      const flatIds = emitter.temporary("Reshape", [ids!, emitter.integers([count])]);
+      const offOn = emitter.floats([0, 1], [2]);
+      const oneHot = emitter.temporary("OneHot", [flatIds, emitter.integers([rows]), offOn], { axis: 0 });
+      const product = emitter.temporary("MatMul", [oneHot, flatUpdates]);
+      emitter.node("Reshape", [product, shape], outputs);
+      return;
+    }
+    // Not ScatterND: on two threads its additions at repeated indices race and updates are lost.
+    const column = emitter.temporary("Reshape", [ids!, emitter.integers([count, 1])]);
+    const indices = emitter.temporary("Expand", [column, emitter.integers([count, width])]);
+    const scattered = emitter.temporary(
+      "ScatterElements",
+      [emitter.zeros([rows, width]), indices, flatUpdates],
+      {
+        axis: 0,
+        reduction: "add",
+      },
+    );
+    emitter.node("Reshape", [scattered, shape], outputs);
+  },
+  takeAlongLast: (emitter, _, inputs, outputs) =>
+    emitter.node("GatherElements", inputs, outputs, { axis: -1 }),
+  scatterAddLast: (emitter, application, [indices, updates], outputs) => {
+    const shape = [...application.inputs[1]!.shape.slice(0, -1), application.attributes.size];
+    const inputs = [emitter.zeros(shape), indices!, updates!];
+    emitter.node("ScatterElements", inputs, outputs, { axis: -1, reduction: "add" });
+  },
+
+  softmax: (emitter, _, inputs, outputs) => emitter.node("Softmax", inputs, outputs, { axis: -1 }),
+  rmsNorm: (emitter, { attributes: { epsilon } }, inputs, outputs) =>
+    emitter.node("SimplifiedLayerNormalization", inputs, outputs, { axis: -1, epsilon: { float: epsilon } }),
+  cachedAttention: (emitter, { attributes: { heads, kvHeads, scale } }, inputs, outputs) =>
+    emitter.node(
+      "GroupQueryAttention",
+      inputs,
+      outputs,
+      {
+        num_heads: heads,
+        kv_num_heads: kvHeads,
+        scale: { float: scale },
+        do_rotary: 1,
+        rotary_interleaved: 0,
+      },
+      "com.microsoft",
+    ),
+};
+
+function valueInfo(name: string, { dtype, shape }: TensorSpec): ValueInfoProto {
+  const dim = shape.map((dimValue) => ({ dimValue }));
+  return { name, type: { tensorType: { elemType: ELEMENT_TYPE[dtype], shape: { dim } } } };
+}
+
+export interface LowerOptions {
+  /** Inputs whose values never change: they become external initializers, handed over when the program is loaded. */
+  readonly initializers?: ReadonlySet<string>;
+}
+
+/**
+ * The graph as the bytes of an ONNX model. Inputs and outputs keep their names.
+ */
+export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Array {
+  const emitter = new Emitter();
+  for (const [name, x] of graph.inputs) emitter.claim(x, name);
+  const copies: [Value, string][] = [];
+  for (const [name, x] of graph.outputs) {
+    // An input returned as it is, or one value under two names, needs a copy.
+    if (!emitter.claim(x, name)) copies.push([x, name]);
+  }
+  for (const application of graph.applications) {
+    const lowering = LOWERINGS[application.primitive] as Lowering<PrimitiveName>;
+    const names = (values: readonly Value[]): string[] => values.map((x) => emitter.name(x));
+    lowering(emitter, application, names(application.inputs), names(application.outputs));
+  }
+  for (const [x, name] of copies) emitter.node("Identity", [emitter.name(x)], [name]);
+
+  const fixed = options.initializers ?? new Set();
+  const external = [...graph.inputs].flatMap(([name, spec]): TensorProto[] => {
+    if (!fixed.has(name)) return [];
+    const entries = { location: name, offset: "0", length: String(sizeOf(spec.shape) * BYTES[spec.dtype]) };
+    const externalData = Object.entries(entries).map(([key, value]) => ({ key, value }));
+    return [{ name, dims: spec.shape, dataType: ELEMENT_TYPE[spec.dtype], externalData, dataLocation: 1 }];
+  });
+  return encodeModel({
+    irVersion: IR_VERSION,
+    producerName: "pondera",
+    opsetImport: [
+      { domain: "", version: OPSET },
+      { domain: "com.microsoft", version: 1 },
+    ],
+    graph: {
+      name: "pondera",
+      node: emitter.nodes,
+      initializer: [...emitter.initializers, ...external],
+      input: [...graph.inputs].flatMap(([name, x]) => (fixed.has(name) ? [] : [valueInfo(name, x)])),
+      output: [...graph.outputs].map(([name, x]) => valueInfo(name, x)),
+    },
+  });
+}

@@ -1,0 +1,33 @@
+/** Composites in their numerically stable forms, and the unfused twins of fused primitives. */
+
+import type { Value } from "../graph/ir.ts";
+import { add, div, exp, log, mean, mul, reduceMax, sigmoid, sqrt, sub, sum } from "../graph/primitives.ts";
+
+/** log Σ exp x along the last axis, kept with size 1. */
+export function logSumExp(x: Value): Value {
+  const largest = reduceMax(x, [-1], { keepDims: true });
+  return add(log(sum(exp(sub(x, largest)), [-1], { keepDims: true })), largest);
+}
+
+/** log softmax along the last axis; never the log of a softmax, which loses small probabilities. */
+export function logSoftmax(x: Value): Value {
+  const shifted = sub(x, reduceMax(x, [-1], { keepDims: true }));
+  return sub(shifted, log(sum(exp(shifted), [-1], { keepDims: true })));
+}
+
+/** The slow twin of the `softmax` primitive. */
+export function softmaxUnfused(x: Value): Value {
+  const e = exp(sub(x, reduceMax(x, [-1], { keepDims: true })));
+  return div(e, sum(e, [-1], { keepDims: true }));
+}
+
+/** The slow twin of the `rmsNorm` primitive: x / sqrt(mean(x²) + ε) · weight. */
+export function rmsNormUnfused(x: Value, weight: Value, options: { readonly epsilon: number }): Value {
+  const meanSquare = mean(mul(x, x), [-1], { keepDims: true });
+  return mul(div(x, sqrt(add(meanSquare, options.epsilon))), weight);
+}
+
+/** x · sigmoid(x) (Swish with β = 1, arXiv:1710.05941). */
+export function silu(x: Value): Value {
+  return mul(x, sigmoid(x));
+}
