@@ -8,7 +8,7 @@
  * N counts the weights that multiply each token: per layer C·H·D (query) + 2·C·Hk·D (key, value) + H·D·C (output) +
  * 3·C·F (SwiGLU), and C·V for the head, tied or not. Looking up an embedding costs nothing. S is the mean number of
  * keys a query sees: scores and the weighted sum are 2·H·D·S each. Norms, rotary positions, softmax and sampling are
- * left out: below 1 % at every size here.
+ * left out, as is the custom where utilizations are compared.
  */
 
 /** The sizes of a dense decoder that its cost depends on. */

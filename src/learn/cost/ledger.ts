@@ -10,8 +10,8 @@ export interface Price {
 }
 
 /**
- * One virtual CPU of a general-purpose cloud machine, on demand.
- * Spot prices are about a third of it; a machine that already stands on a desk costs its electricity.
+ * One virtual CPU of a general-purpose cloud machine, on demand. A machine that already stands on a desk costs its
+ * electricity instead.
  */
 export const CPU_HOUR: Price = {
   dollarsPerHour: 0.048,

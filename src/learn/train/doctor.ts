@@ -1,0 +1,317 @@
+/**
+ * Reads a run's metrics as somebody who has trained such models would: says in plain words what is wrong, on what
+ * evidence, and what to change. Every rule is a row of one table, with its thresholds named above it.
+ */
+
+import type { RolloutMetrics, StepMetrics } from "./records.ts";
+
+/** `problem`: the run cannot succeed like this. `warning`: it may. `good`: nothing to do. */
+export type Level = "problem" | "warning" | "good";
+
+export interface Finding {
+  /** Stable name of the rule, for scripts. */
+  readonly rule: string;
+  readonly level: Level;
+  /** What is wrong, in one plain sentence. */
+  readonly finding: string;
+  /** The numbers it rests on. */
+  readonly evidence: string;
+  /** What to change; empty when nothing has to. */
+  readonly remedy: string;
+}
+
+/** Steps of reinforcement learning that make up "now": enough to average out the draw of prompts. */
+export const WINDOW = 20;
+/** Below this many steps of reinforcement learning nothing is said about trends. */
+export const MIN_STEPS = 5;
+/** Fraction of groups whose samples all got one reward, from where most of the work is wasted, or all of it. */
+export const EQUAL_GROUPS = { warning: 0.8, problem: 0.95 };
+/** pass@1 above which equal rewards mean "solved" and below which they mean "out of reach". */
+export const SOLVED = 0.95;
+export const HOPELESS = 0.02;
+/** Mean format reward, as a share of its largest value 1, under which answers practically never parse. */
+export const FORMAT = 0.05;
+export const TRUNCATED = { warning: 0.5, problem: 0.9 };
+/** Nats per token. A collapsed policy samples the same completion again and again. */
+export const ENTROPY_FLOOR = 0.02;
+/** Entropy now over entropy at the start, under which the loss of variety is worth a warning. */
+export const ENTROPY_FALL = 0.1;
+/** pass@1 above which low entropy is no fault: a solved task leaves little to be unsure of. */
+export const ENTROPY_EXCUSED = 0.8;
+/** Mean KL to the reference, nats per token. R1's β of 0.001 makes 1 nat cost a thousandth of a reward. */
+export const KL = { warning: 1, problem: 5 };
+/** Gradient norm now over its median before. */
+export const GRADIENT_GROWTH = { warning: 5, problem: 20 };
+/** R1 refreshes its reference every 400 steps. */
+export const REFERENCE_AGE = 400;
+/** |mean ratio − 1| from where the data no longer come from the policy they train. */
+export const RATIO_DRIFT = { warning: 0.05, problem: 0.2 };
+/** Share of tokens whose ratio is clipped, which therefore teach nothing. */
+export const CLIPPED = 0.3;
+/** Validation pass@1 must fall by this much, and by more than two standard errors, to count as falling. */
+export const VALIDATION_FALL = 0.03;
+/** Steps after which some progress is due, and the least rise of pass@1 that counts as progress. */
+export const PROGRESS = { steps: 60, rise: 0.02 };
+
+type RlStep = StepMetrics & { readonly rl: RolloutMetrics };
+
+/** What the rules look at, computed once. */
+interface Chart {
+  readonly rl: readonly RlStep[];
+  /** The first and the last {@link WINDOW} steps; they overlap in a short run. */
+  readonly first: readonly RlStep[];
+  readonly last: readonly RlStep[];
+}
+
+function mean(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0) / values.length;
+}
+
+/** Upper median; robust against a single spike. */
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
+}
+
+/** Mean of what some steps carry; undefined where none does. */
+function meanOf(
+  steps: readonly RlStep[],
+  pick: (rl: RolloutMetrics) => number | undefined,
+): number | undefined {
+  const values = steps.map((s) => pick(s.rl)).filter((v) => v !== undefined);
+  return values.length === 0 ? undefined : mean(values);
+}
+
+const percent = (fraction: number): string =>
+  `${(100 * fraction).toFixed(fraction > 0 && fraction < 0.01 ? 2 : 0)} %`;
+const number = (value: number): string => String(Number(value.toPrecision(3)));
+const level = (value: number, limits: { warning: number; problem: number }): Level | undefined =>
+  value >= limits.problem ? "problem" : value >= limits.warning ? "warning" : undefined;
+
+type Rule = (chart: Chart) => Omit<Finding, "rule"> | undefined;
+
+const rules: Readonly<Record<string, Rule>> = {
+  "equal-rewards"({ last }) {
+    const equal = meanOf(last, (rl) => rl.equalGroups)!;
+    const pass1 = meanOf(last, (rl) => rl.pass1)!;
+    const found = level(equal, EQUAL_GROUPS);
+    if (found === undefined) return undefined;
+    const evidence = `in ${percent(equal)} of groups all samples got the same reward; pass@1 ${percent(pass1)}`;
+    if (pass1 >= SOLVED) {
+      return {
+        level: "good",
+        finding: "The task is solved: nearly every sample is right, so nothing is left to learn from it.",
+        evidence,
+        remedy: "Stop here, or draw harder prompts.",
+      };
+    }
+    if (pass1 <= HOPELESS) {
+      return {
+        level: found,
+        finding:
+          "The task is out of reach: nearly every sample is wrong, so no sample is better than its siblings.",
+        evidence,
+        remedy:
+          "Start with easier prompts, take more samples per prompt, pre-train the base longer, add a cold start (--preset r1), or give partial rewards.",
+      };
+    }
+    return {
+      level: found,
+      finding: "Rewards hardly ever differ inside a group, so most samples teach nothing.",
+      evidence,
+      remedy:
+        "Turn on dynamic sampling, take more samples per prompt, raise the temperature, mix easy and hard prompts, and check that the reward looks at the completion.",
+    };
+  },
+
+  "never-parses"({ last }) {
+    const format = meanOf(last, (rl) => rl.rewards["format"]?.mean);
+    if (format === undefined || format > FORMAT) return undefined;
+    return {
+      level: "problem",
+      finding: "Answers practically never parse, so being right cannot be rewarded.",
+      evidence: `mean format reward ${number(format)} over the last ${last.length} steps`,
+      remedy:
+        "Show the format in the prompt, pre-train or cold-start on text in that format, allow more new tokens, and look at samples.jsonl for what is written instead.",
+    };
+  },
+
+  truncated({ last }) {
+    const cut = meanOf(last, (rl) => rl.truncatedFraction)!;
+    const found = level(cut, TRUNCATED);
+    if (found === undefined) return undefined;
+    return {
+      level: found,
+      finding:
+        found === "problem"
+          ? "Nearly every completion is cut off before its end."
+          : "Many completions are cut off.",
+      evidence: `${percent(cut)} of samples reach the length limit; mean length ${number(meanOf(last, (rl) => rl.length.all)!)} tokens`,
+      remedy:
+        "Allow more new tokens, penalize overlong completions softly or mask them, and check that the base has learnt to end its answers.",
+    };
+  },
+
+  "entropy-collapsed"({ first, last }) {
+    const now = meanOf(last, (rl) => rl.entropy)!;
+    const start = meanOf(first, (rl) => rl.entropy)!;
+    if (meanOf(last, (rl) => rl.pass1)! >= ENTROPY_EXCUSED) return undefined;
+    const evidence = `${number(now)} nats per token, ${number(start)} at the start`;
+    const remedy =
+      "Raise the upper clip (0.28), add an entropy bonus, lower the learning rate, or raise the temperature.";
+    if (now < ENTROPY_FLOOR) {
+      return {
+        level: "problem",
+        finding:
+          "Entropy has collapsed: the policy writes the same thing every time and can find nothing new.",
+        evidence,
+        remedy,
+      };
+    }
+    if (now < ENTROPY_FALL * start) {
+      return {
+        level: "warning",
+        finding: "Entropy has fallen steeply before the task is solved.",
+        evidence,
+        remedy,
+      };
+    }
+    return undefined;
+  },
+
+  "kl-exploding"({ last }) {
+    const kl = meanOf(last, (rl) => rl.kl);
+    const found = kl === undefined ? undefined : level(kl, KL);
+    if (found === undefined) return undefined;
+    return {
+      level: found,
+      finding: "The policy has moved very far from its reference.",
+      evidence: `mean KL ${number(kl!)} nats per token`,
+      remedy: "Lower the learning rate, raise the KL weight, or refresh the reference more often.",
+    };
+  },
+
+  "reference-old"({ last }) {
+    const age = last.at(-1)?.rl.referenceAge;
+    if (age === undefined || age < REFERENCE_AGE) return undefined;
+    return {
+      level: "warning",
+      finding: "The reference model is old: the KL term pulls towards a policy long left behind.",
+      evidence: `${age} steps since its last refresh, KL ${number(last.at(-1)?.rl.kl ?? 0)} nats`,
+      remedy: `Refresh the reference every ${REFERENCE_AGE} steps or more often, as R1 did, or train without one.`,
+    };
+  },
+
+  "gradients-exploding"({ rl, last }) {
+    const before = rl.slice(0, -last.length).map((s) => s.gradientNorm);
+    if (before.length < MIN_STEPS) return undefined;
+    const growth = median(last.map((s) => s.gradientNorm)) / median(before);
+    const found = level(growth, GRADIENT_GROWTH);
+    if (found === undefined) return undefined;
+    return {
+      level: found,
+      finding: "Gradients are exploding.",
+      evidence: `median norm ${number(median(last.map((s) => s.gradientNorm)))}, ${number(growth)}× what it was before`,
+      remedy: "Lower the learning rate, warm up longer, take more samples per step, or clip harder.",
+    };
+  },
+
+  "ratio-drift"({ last }) {
+    const drift = mean(last.map((s) => Math.abs(s.rl.ratio.mean - 1)));
+    const clipped = meanOf(last, (rl) => rl.clipLow + rl.clipHigh)!;
+    const found = level(drift, RATIO_DRIFT) ?? (clipped >= CLIPPED ? "warning" : undefined);
+    if (found === undefined) return undefined;
+    return {
+      level: found,
+      finding: "The policy drifts away from the samples it is trained on within one rollout.",
+      evidence: `mean ratio off 1 by ${number(drift)}, ${percent(clipped)} of tokens clipped, largest ratio ${number(Math.max(...last.map((s) => s.rl.ratio.max)))}`,
+      remedy:
+        "Do fewer updates per rollout or lower the learning rate; at the first update the ratio must be 1.",
+    };
+  },
+
+  "reward-hacking"({ rl }) {
+    const measured = rl.filter((s) => s.validation !== undefined);
+    const now = measured.at(-1);
+    const best = measured.slice(0, -1).reduce<RlStep | undefined>((top, s) => {
+      return top === undefined || s.validation!.pass1 > top.validation!.pass1 ? s : top;
+    }, undefined);
+    if (now === undefined || best === undefined) return undefined;
+    const fall = best.validation!.pass1 - now.validation!.pass1;
+    const variance = (s: RlStep) => (s.validation!.pass1 * (1 - s.validation!.pass1)) / s.validation!.count;
+    if (fall < Math.max(VALIDATION_FALL, 2 * Math.sqrt(variance(best) + variance(now)))) return undefined;
+    const rewardAt = (s: RlStep) =>
+      mean(rl.slice(Math.max(0, rl.indexOf(s) - WINDOW + 1), rl.indexOf(s) + 1).map((r) => r.rl.reward.mean));
+    const rising = rewardAt(now) >= rewardAt(best);
+    return {
+      level: rising ? "problem" : "warning",
+      finding: rising
+        ? "Reward rises while held-out accuracy falls: the policy has found a way to be paid without being right."
+        : "Held-out accuracy is falling.",
+      evidence: `validation pass@1 ${percent(best.validation!.pass1)} at step ${best.step}, ${percent(now.validation!.pass1)} at step ${now.step}; reward ${number(rewardAt(best))} then, ${number(rewardAt(now))} now`,
+      remedy: rising
+        ? "Read samples.jsonl for what is rewarded, tighten the verifier, and lower the weight of rewards other than accuracy."
+        : "Lower the learning rate, add a KL term, and go back to the checkpoint of the best step.",
+    };
+  },
+
+  "no-progress"({ rl, first, last }) {
+    if (rl.length < PROGRESS.steps) return undefined;
+    const before = meanOf(first, (r) => r.pass1)!;
+    const now = meanOf(last, (r) => r.pass1)!;
+    if (now >= SOLVED || now - before >= PROGRESS.rise) return undefined;
+    return {
+      level: "warning",
+      finding: "There is no progress: as many samples are right as at the start.",
+      evidence: `pass@1 ${percent(before)} in the first ${first.length} steps, ${percent(now)} in the last ${last.length}`,
+      remedy:
+        "Raise the learning rate, take more samples per prompt, check pass@G (if it is no higher than pass@1, the policy does not explore), or make the prompts easier.",
+    };
+  },
+};
+
+/**
+ * What is wrong with a run and what to change, worst first. A run without faults gets one finding, `healthy`; a run too
+ * short to judge gets `too-early`.
+ * @param run.metrics   every step of the run in order; a loss that was not finite may have come back from JSON as null
+ */
+export function diagnose(run: { readonly metrics: readonly StepMetrics[] }): Finding[] {
+  const findings: Finding[] = [];
+  const broken = run.metrics.find((m) => !Number.isFinite(m.loss) || !Number.isFinite(m.gradientNorm));
+  if (broken !== undefined) {
+    findings.push({
+      rule: "not-finite",
+      level: "problem",
+      finding: "A loss or gradient was not a finite number, and training stopped.",
+      evidence: `${broken.stage} step ${broken.step}: loss ${broken.loss}, gradient norm ${broken.gradientNorm}`,
+      remedy: "Resume from the last checkpoint with a lower learning rate or a longer warm-up.",
+    });
+  }
+  const rl = run.metrics.filter((m): m is RlStep => m.rl !== undefined);
+  if (rl.length < MIN_STEPS) {
+    findings.push({
+      rule: "too-early",
+      level: "good",
+      finding: "It is too early to judge the reinforcement learning.",
+      evidence: `${rl.length} of at least ${MIN_STEPS} steps`,
+      remedy: "",
+    });
+    return findings;
+  }
+  const chart = { rl, first: rl.slice(0, WINDOW), last: rl.slice(-WINDOW) };
+  for (const [rule, judge] of Object.entries(rules)) {
+    const finding = judge(chart);
+    if (finding !== undefined) findings.push({ rule, ...finding });
+  }
+  if (findings.length === 0) {
+    const pass = (steps: readonly RlStep[]) => percent(meanOf(steps, (r) => r.pass1)!);
+    findings.push({
+      rule: "healthy",
+      level: "good",
+      finding: "The run looks healthy.",
+      evidence: `pass@1 ${pass(chart.first)} in the first ${chart.first.length} steps, ${pass(chart.last)} in the last ${chart.last.length}; rewards differ, answers parse, entropy and gradients are steady`,
+      remedy: "",
+    });
+  }
+  const order: readonly Level[] = ["problem", "warning", "good"];
+  return findings.sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
+}
