@@ -23,6 +23,7 @@ import {
   neg,
   not,
   reshape,
+  rotary,
   scatterAddLast,
   scatterAddRows,
   slice,
@@ -180,5 +181,12 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
     const projection = mean(mul(gw, normed), [-1], { keepDims: true });
     return [mul(r, sub(gw, mul(normed, projection))), sumTo(mul(g, normed), weight!.shape)];
   },
+  // A rotation's transpose is the rotation back. The tables are constants of the position, so they get none.
+  rotary: ({ inputs: [, positions, cos, sin] }, g) => [
+    rotary(g, positions!, cos!, neg(sin!)),
+    null,
+    null,
+    null,
+  ],
   cachedAttention: null,
 };

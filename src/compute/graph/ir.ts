@@ -77,6 +77,11 @@ export interface Attributes {
   /** `x / sqrt(mean(x²) + epsilon) · weight` along the last axis. */
   rmsNorm: { readonly epsilon: number };
   /**
+   * Rotary position embedding (arXiv:2104.09864), half-split pairs (j, j + D/2) as in Hugging Face's llama.
+   * Inputs: x `[B,T,H·D]`, positions `i32[B,T]`, cos and sin `[S, D/2]`.
+   */
+  rotary: None;
+  /**
    * Attention of new positions over a cache that is updated in place (ONNX Runtime's GroupQueryAttention).
    * Inputs: q `[B,T,H·D]`, k and v `[B,T,Hk·D]`, past keys and values `[B,Hk,S,D]`, lengths `i32[B]` (valid positions
    * after this call, minus one), total `i32[1]` (largest of them, plus one), cos and sin `[S, D/2]`.

@@ -62,9 +62,10 @@ export const equal = (a: Operand, b: Operand): Value => apply("equal", pair(a, b
 export const and = (a: Value, b: Value): Value => apply("and", [a, b], {})[0]!;
 export const or = (a: Value, b: Value): Value => apply("or", [a, b], {})[0]!;
 
-/** `condition ? a : b`, elementwise. */
+/** `condition ? a : b`, elementwise; two numbers are f32. */
 export function where(condition: Value, a: Operand, b: Operand): Value {
-  return apply("where", [condition, ...pair(a, b)], {})[0]!;
+  const first = typeof a === "number" && typeof b === "number" ? scalar(condition, a, "f32") : a;
+  return apply("where", [condition, ...pair(first, b)], {})[0]!;
 }
 
 interface ReduceOptions {
@@ -179,6 +180,11 @@ export const softmax = (x: Value): Value => apply("softmax", [x], {})[0]!;
 /** Root-mean-square norm along the last axis, fused; `rmsNormUnfused` in ops/ is its oracle. */
 export function rmsNorm(x: Value, weight: Value, options: { readonly epsilon: number }): Value {
   return apply("rmsNorm", [x, weight], { epsilon: options.epsilon })[0]!;
+}
+
+/** Rotary position embedding, fused; `rotaryUnfused` in ops/ is its oracle. See `Attributes.rotary` for the shapes. */
+export function rotary(x: Value, positions: Value, cos: Value, sin: Value): Value {
+  return apply("rotary", [x, positions, cos, sin], {})[0]!;
 }
 
 /** Attention over a cache updated in place; see `Attributes.cachedAttention` for the shapes. */

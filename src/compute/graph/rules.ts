@@ -297,6 +297,27 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     }
     return [{ dtype: inputs[0]!.dtype, shape: inputs[0]!.shape }];
   },
+  rotary: (inputs) => {
+    expectCount("rotary", inputs, 4);
+    const x = argument("rotary", inputs, 0, FLOAT);
+    const positions = argument("rotary", inputs, 1, INDEX);
+    const [cos, sin] = [inputs[2]!, inputs[3]!];
+    const headWidth = (cos.shape[1] ?? Number.NaN) * 2;
+    const fits =
+      x.shape.length === 3 &&
+      sameShape(positions.shape, x.shape.slice(0, 2)) &&
+      cos.shape.length === 2 &&
+      sameShape(cos.shape, sin.shape) &&
+      x.shape[2]! % headWidth === 0;
+    if (!fits) {
+      throw new ShapeError({
+        where: "rotary",
+        rule: "x [B,T,H·D], positions i32[B,T], cos and sin [S,D/2]",
+        got: show(inputs),
+      });
+    }
+    return [{ dtype: x.dtype, shape: x.shape }];
+  },
   cachedAttention: (inputs, { heads, kvHeads }) => {
     expectCount("cachedAttention", inputs, 9);
     const [q, k, v, pastKeys, pastValues, lengths, total, cos, sin] = inputs as readonly [

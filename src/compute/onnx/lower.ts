@@ -2,8 +2,8 @@
  * Lowering: graph → ONNX, one row per primitive.
  *
  * The operators are ONNX's own (opset 18) wherever possible, so that one graph runs on every device; the runtime's
- * optimiser fuses them again (transposes into products, for one). `com.microsoft` operators appear for the attention
- * cache alone. SimplifiedLayerNormalization is an operator of ONNX Runtime filed under the default domain.
+ * optimiser fuses them again (transposes into products, for one). `com.microsoft` operators appear for rotary
+ * embedding and the attention cache alone. SimplifiedLayerNormalization is an operator of ONNX Runtime filed under the default domain.
  */
 
 import type { Application, Graph, PrimitiveName, Value } from "../graph/ir.ts";
@@ -242,6 +242,10 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   softmax: (emitter, _, inputs, outputs) => emitter.node("Softmax", inputs, outputs, { axis: -1 }),
   rmsNorm: (emitter, { attributes: { epsilon } }, inputs, outputs) =>
     emitter.node("SimplifiedLayerNormalization", inputs, outputs, { axis: -1, epsilon: { float: epsilon } }),
+  rotary: (emitter, _, [x, positions, cos, sin], outputs) => {
+    const wide = emitter.temporary("Cast", [positions!], { to: ELEMENT_TYPE.i64 });
+    emitter.node("RotaryEmbedding", [x!, wide, cos!, sin!], outputs, { interleaved: 0 }, "com.microsoft");
+  },
   cachedAttention: (emitter, { attributes: { heads, kvHeads, scale } }, inputs, outputs) =>
     emitter.node(
       "GroupQueryAttention",

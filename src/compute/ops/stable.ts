@@ -1,7 +1,23 @@
 /** Composites in their numerically stable forms, and the unfused twins of fused primitives. */
 
 import type { Value } from "../graph/ir.ts";
-import { add, div, exp, log, mean, mul, reduceMax, sigmoid, sqrt, sub, sum } from "../graph/primitives.ts";
+import {
+  add,
+  concat,
+  div,
+  exp,
+  gatherRows,
+  log,
+  mean,
+  mul,
+  reduceMax,
+  reshape,
+  sigmoid,
+  slice,
+  sqrt,
+  sub,
+  sum,
+} from "../graph/primitives.ts";
 
 /** log Σ exp x along the last axis, kept with size 1. */
 export function logSumExp(x: Value): Value {
@@ -30,4 +46,22 @@ export function rmsNormUnfused(x: Value, weight: Value, options: { readonly epsi
 /** x · sigmoid(x) (Swish with β = 1, arXiv:1710.05941). */
 export function silu(x: Value): Value {
   return mul(x, sigmoid(x));
+}
+
+/**
+ * The slow twin of the `rotary` primitive.
+ * @param x          [B, T, H·D]
+ * @param positions  i32[B, T], below S
+ * @param cos, sin   [S, D/2]
+ */
+export function rotaryUnfused(x: Value, positions: Value, cos: Value, sin: Value): Value {
+  const [B, T, width] = x.shape as readonly [number, number, number];
+  const half = cos.shape[1]!;
+  const heads = reshape(x, [B, T, width / (2 * half), 2 * half]);
+  const [a, b] = [slice(heads, -1, 0, half), slice(heads, -1, half, 2 * half)];
+  const [c, s] = [cos, sin].map((table) => reshape(gatherRows(table, positions), [B, T, 1, half])) as [
+    Value,
+    Value,
+  ];
+  return reshape(concat([sub(mul(a, c), mul(b, s)), add(mul(b, c), mul(a, s))], -1), x.shape);
 }

@@ -1,0 +1,40 @@
+/** Attention in the differentiable form that training graphs use. */
+
+import type { Value } from "../graph/ir.ts";
+import { add, matmul, mul, reshape, softmax, transpose, transposeLast } from "../graph/primitives.ts";
+
+/**
+ * Grouped-query attention (arXiv:2305.13245) with an additive mask.
+ *
+ * The R = H/Hk query heads that share a key head are folded into the rows of one product, `[R·T, D]·[D, S]`: larger
+ * products, and no copy of keys or values.
+ *
+ * @param q     [B, T, H·D], rotated
+ * @param k, v  [B, S, Hk·D], k rotated
+ * @param mask  broadcastable to [B, 1, 1, T, S]: 0 where attention is allowed, a large negative number elsewhere
+ * @returns     [B, T, H·D]
+ */
+export function attention(
+  q: Value,
+  k: Value,
+  v: Value,
+  mask: Value,
+  options: { readonly heads: number; readonly kvHeads: number },
+): Value {
+  const { heads: H, kvHeads: Hk } = options;
+  const [B, T, width] = q.shape as readonly [number, number, number];
+  const S = k.shape[1]!;
+  const D = width / H;
+  const R = H / Hk;
+  // Scaling the queries is cheaper than scaling the scores: D numbers a row instead of S.
+  const scaled = mul(q, 1 / Math.sqrt(D));
+  const rows = reshape(transpose(reshape(scaled, [B, T, Hk, R, D]), [0, 2, 3, 1, 4]), [B, Hk, R * T, D]);
+  const [keys, values] = [k, v].map((x) => transpose(reshape(x, [B, S, Hk, D]), [0, 2, 1, 3])) as [
+    Value,
+    Value,
+  ];
+  const scores = reshape(matmul(rows, transposeLast(keys)), [B, Hk, R, T, S]);
+  const probabilities = reshape(softmax(add(scores, mask)), [B, Hk, R * T, S]);
+  const attended = reshape(matmul(probabilities, values), [B, Hk, R, T, D]);
+  return reshape(transpose(attended, [0, 3, 1, 2, 4]), [B, T, width]); // [B, Hk, R, T, D] → [B, T, H·D]
+}

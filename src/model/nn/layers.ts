@@ -1,0 +1,80 @@
+/** Layers as pure functions of (weights, x). Weights have the layout and names of Hugging Face checkpoints. */
+
+import type { Value } from "../../compute/graph/ir.ts";
+import {
+  and,
+  constant,
+  equal,
+  less,
+  matmul,
+  mul,
+  not,
+  reshape,
+  transposeLast,
+  where,
+} from "../../compute/graph/primitives.ts";
+import { silu } from "../../compute/ops/stable.ts";
+import { type HostArray, hostArray, i32 } from "../../compute/tensor/host.ts";
+
+/**
+ * Masked positions get this score: finite, so that a fully masked row stays a number, and small enough that adding any
+ * score to it changes nothing.
+ */
+const MASKED = -1e30;
+
+/** x · Wᵀ. @param x [rows, in]; @param weight [out, in] */
+export function linear(x: Value, weight: Value): Value {
+  return matmul(x, transposeLast(weight));
+}
+
+/**
+ * SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x)).
+ * @param x [rows, C]; gate and up [F, C], down [C, F]
+ */
+export function swiglu(
+  x: Value,
+  weights: { readonly gate: Value; readonly up: Value; readonly down: Value },
+): Value {
+  return linear(mul(silu(linear(x, weights.gate)), linear(x, weights.up)), weights.down);
+}
+
+/**
+ * The additive mask of packed rows: a position sees itself and earlier positions of its own segment.
+ * @param segments i32[B, T], one number per packed sequence
+ * @returns f32[B, 1, 1, T, T]
+ */
+export function packedCausalMask(segments: Value): Value {
+  const [B, T] = segments.shape as readonly [number, number];
+  const positions = constant(
+    segments,
+    i32(
+      [T],
+      Array.from({ length: T }, (_, t) => t),
+    ),
+  );
+  const future = less(reshape(positions, [T, 1]), reshape(positions, [1, T])); // query t, key s: t < s
+  const together = equal(reshape(segments, [B, T, 1]), reshape(segments, [B, 1, T]));
+  return reshape(where(and(together, not(future)), 0, MASKED), [B, 1, 1, T, T]);
+}
+
+/**
+ * Cosines and sines of the rotary embedding: angle(position, j) = position · θ^(−2j/D).
+ * @returns two f32[S, D/2], computed in double precision
+ */
+export function rotaryTables(
+  maxPositions: number,
+  headDim: number,
+  theta: number,
+): { cos: HostArray<"f32">; sin: HostArray<"f32"> } {
+  const half = headDim / 2;
+  const cos = hostArray("f32", [maxPositions, half]);
+  const sin = hostArray("f32", [maxPositions, half]);
+  for (let position = 0; position < maxPositions; position++) {
+    for (let j = 0; j < half; j++) {
+      const angle = position * theta ** ((-2 * j) / headDim);
+      cos.data[position * half + j] = Math.cos(angle);
+      sin.data[position * half + j] = Math.sin(angle);
+    }
+  }
+  return { cos, sin };
+}
