@@ -1,0 +1,67 @@
+/** What the runtime asks of a way to reach ONNX Runtime. `ort-ffi.ts` and `ort-node.ts` provide it. */
+
+import type { DType } from "../tensor/dtype.ts";
+import type { DeviceTensor } from "./device-tensor.ts";
+
+/** An input or output as the model itself declares it. */
+export interface Port {
+  readonly name: string;
+  /** Absent for an element type Pondera has no name for. */
+  readonly dtype: DType | undefined;
+  /** A negative size leaves the axis open. */
+  readonly dims: readonly number[];
+}
+
+/** Tensors by the name of the input, output or initializer they stand for. */
+export type NamedTensors = Readonly<Record<string, DeviceTensor>>;
+
+/** Inputs and outputs bound once, run many times. */
+export interface Binding {
+  /** Runs without blocking the event loop where the backend can. */
+  run(): Promise<void>;
+  runSync(): void;
+  release(): void;
+}
+
+/** A model ready to run. Its bindings must be released first. */
+export interface Session {
+  readonly inputs: readonly Port[];
+  readonly outputs: readonly Port[];
+  /** The tensors' memory stays in use, and is kept alive, until the binding is released. */
+  bind(inputs: NamedTensors, outputs: NamedTensors): Binding;
+  release(): void;
+}
+
+export interface SessionOptions {
+  /** Name of the program, for errors. */
+  readonly where: string;
+  readonly threads: number;
+  readonly initializers: NamedTensors;
+  /** Start of the name of a profile to write; none without it. */
+  readonly profile?: string;
+}
+
+export interface Backend {
+  readonly name: "ffi" | "node";
+  /** Version of ONNX Runtime. */
+  readonly version: string;
+  /** At least `bytes` zeroed bytes from `byteOffset` on, aligned as the backend's kernels like it. */
+  allocate(bytes: number): { readonly buffer: ArrayBuffer; readonly byteOffset: number };
+  load(model: Uint8Array, options: SessionOptions): Promise<Session>;
+}
+
+/** ONNX's own numbers for element types. @source onnx.proto, TensorProto.DataType */
+export const ONNX_TYPE: { readonly [D in DType]: number } = {
+  f32: 1,
+  u8: 2,
+  i8: 3,
+  i32: 6,
+  i64: 7,
+  bool: 9,
+  f16: 10,
+};
+
+/** The dtype with this number in ONNX, if Pondera has it. */
+export function dtypeFromOnnx(type: number): DType | undefined {
+  return (Object.keys(ONNX_TYPE) as DType[]).find((dtype) => ONNX_TYPE[dtype] === type);
+}

@@ -1,0 +1,164 @@
+/**
+ * The part of ONNX Runtime's C API that Pondera calls: position in the function table and signature.
+ *
+ * `OrtApi` is one struct of function pointers. It is append-only, so a position once right stays right on every
+ * platform and in every later release.
+ * @source onnxruntime/core/session/onnxruntime_c_api.h, ORT_API_VERSION 29
+ */
+
+import koffi from "koffi";
+
+/** The API version the positions were read from; what `GetApi` is asked for. */
+export const ORT_API_VERSION = 29;
+
+/** Address of an object that ONNX Runtime owns; null for none. */
+export type Handle = bigint | null;
+
+/** Values of `GraphOptimizationLevel`, `OrtLoggingLevel`, `OrtAllocatorType`, `OrtMemType`. */
+export const ENABLE_ALL_OPTIMIZATIONS = 99;
+export const LOG_ERRORS = 3;
+export const ARENA_ALLOCATOR = 1;
+export const DEFAULT_MEMORY = 0;
+
+/** What JavaScript passes for each kind of parameter. `out…` take an array of one element, which is filled in. */
+interface Parameters {
+  /** Object of ONNX Runtime. */
+  handle: Handle;
+  handles: readonly Handle[];
+  /** Memory: a typed array outside V8's heap, or its address. */
+  memory: NodeJS.ArrayBufferView | bigint;
+  int: number;
+  size: number;
+  text: string;
+  texts: readonly string[];
+  /** `ORTCHAR_T *`: wide characters on Windows. */
+  path: string;
+  outHandle: [Handle];
+  outInt: [number];
+  outSize: [number | bigint];
+}
+
+interface Results {
+  /** `OrtStatus *`: null for success, otherwise to be released by the caller. */
+  status: Handle;
+  text: string;
+  int: number;
+  void: undefined;
+}
+
+type Entry = readonly [index: number, returns: keyof Results, takes: readonly (keyof Parameters)[]];
+
+export const ORT_API = {
+  GetErrorCode: [1, "int", ["handle"]],
+  GetErrorMessage: [2, "text", ["handle"]],
+  ReleaseStatus: [93, "void", ["handle"]],
+
+  CreateEnv: [3, "status", ["int", "text", "outHandle"]],
+  DisableTelemetryEvents: [6, "status", ["handle"]],
+  GetAllocatorWithDefaultOptions: [78, "status", ["outHandle"]],
+  AllocatorFree: [76, "status", ["handle", "handle"]],
+  CreateCpuMemoryInfo: [69, "status", ["int", "int", "outHandle"]],
+
+  CreateSessionOptions: [10, "status", ["outHandle"]],
+  ReleaseSessionOptions: [100, "void", ["handle"]],
+  SetIntraOpNumThreads: [24, "status", ["handle", "int"]],
+  SetSessionGraphOptimizationLevel: [23, "status", ["handle", "int"]],
+  SetSessionLogSeverityLevel: [22, "status", ["handle", "int"]],
+  AddSessionConfigEntry: [130, "status", ["handle", "text", "text"]],
+  EnableProfiling: [14, "status", ["handle", "path"]],
+  AddExternalInitializers: [210, "status", ["handle", "texts", "handles", "size"]],
+
+  CreateSessionFromArray: [8, "status", ["handle", "memory", "size", "handle", "outHandle"]],
+  ReleaseSession: [95, "void", ["handle"]],
+  SessionGetInputCount: [30, "status", ["handle", "outSize"]],
+  SessionGetOutputCount: [31, "status", ["handle", "outSize"]],
+  SessionGetInputName: [36, "status", ["handle", "size", "handle", "outHandle"]],
+  SessionGetOutputName: [37, "status", ["handle", "size", "handle", "outHandle"]],
+  SessionGetInputTypeInfo: [33, "status", ["handle", "size", "outHandle"]],
+  SessionGetOutputTypeInfo: [34, "status", ["handle", "size", "outHandle"]],
+  CastTypeInfoToTensorInfo: [55, "status", ["handle", "outHandle"]],
+  ReleaseTypeInfo: [98, "void", ["handle"]],
+  GetTensorElementType: [60, "status", ["handle", "outInt"]],
+  GetDimensionsCount: [61, "status", ["handle", "outSize"]],
+  GetDimensions: [62, "status", ["handle", "memory", "size"]],
+
+  CreateTensorWithDataAsOrtValue: [
+    49,
+    "status",
+    ["handle", "memory", "size", "memory", "size", "int", "outHandle"],
+  ],
+  ReleaseValue: [96, "void", ["handle"]],
+
+  CreateIoBinding: [134, "status", ["handle", "outHandle"]],
+  ReleaseIoBinding: [135, "void", ["handle"]],
+  BindInput: [136, "status", ["handle", "text", "handle"]],
+  BindOutput: [137, "status", ["handle", "text", "handle"]],
+  RunWithBinding: [133, "status", ["handle", "handle", "handle"]],
+} as const satisfies Record<string, Entry>;
+
+type Arguments<Kinds extends readonly (keyof Parameters)[]> = {
+  -readonly [I in keyof Kinds]: Parameters[Kinds[I]];
+};
+
+interface NativeFunction<Kinds extends readonly (keyof Parameters)[], Result> {
+  (...args: Arguments<Kinds>): Result;
+  /** The same call on a worker thread; `done` runs on the event loop. */
+  async(...args: [...Arguments<Kinds>, done: (error: unknown, result: Result) => void]): void;
+}
+
+/** The bound function table. */
+export type OrtApi = {
+  readonly [Name in keyof typeof ORT_API]: NativeFunction<
+    (typeof ORT_API)[Name][2],
+    Results[(typeof ORT_API)[Name][1]]
+  >;
+};
+
+const POINTER = "void *";
+
+function parameterType(kind: keyof Parameters) {
+  switch (kind) {
+    case "handle":
+    case "memory":
+      return POINTER;
+    case "handles":
+      return "void **";
+    case "int":
+      return "int";
+    case "size":
+      return "size_t";
+    case "text":
+      return "str";
+    case "texts":
+      return "str *";
+    case "path":
+      return process.platform === "win32" ? "str16" : "str";
+    case "outHandle":
+      return koffi.out(koffi.pointer(POINTER));
+    case "outInt":
+      return koffi.out(koffi.pointer("int"));
+    case "outSize":
+      return koffi.out(koffi.pointer("size_t"));
+  }
+}
+
+const RESULT_TYPES: { readonly [Kind in keyof Results]: string } = {
+  status: POINTER,
+  text: "str",
+  int: "int",
+  void: "void",
+};
+
+/**
+ * The functions of the table at `api`, callable from JavaScript.
+ * @param api  address of the struct that `OrtApiBase::GetApi` returned
+ */
+export function bindOrtApi(api: bigint): OrtApi {
+  const pointerBytes = koffi.sizeof(POINTER);
+  const bind = ([index, returns, takes]: Entry) =>
+    koffi.decode(
+      koffi.decode(api, index * pointerBytes, POINTER),
+      koffi.proto(RESULT_TYPES[returns], takes.map(parameterType)),
+    ) as unknown;
+  return Object.fromEntries(Object.entries(ORT_API).map(([name, entry]) => [name, bind(entry)])) as OrtApi;
+}

@@ -1,0 +1,272 @@
+/**
+ * ONNX Runtime through its C API: zero-copy tensors, prepared bindings, runs on a worker thread.
+ *
+ * onnxruntime-node's own `run` copies every output into a fresh JavaScript array and blocks the event loop; binding our
+ * memory once and calling `RunWithBinding` is several times faster per decoded token and keeps a server answering.
+ */
+
+import koffi from "koffi";
+import { RuntimeError } from "../../base/errors.ts";
+import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
+import { dtypeFromOnnx, ONNX_TYPE } from "./backend.ts";
+import type { DeviceTensor } from "./device-tensor.ts";
+import * as ort from "./ort-api.ts";
+import { expectVersion, libraryPath } from "./platform.ts";
+
+/** Kernels recurse, and the calling thread works as one of the pool's: koffi's 128 KiB for async calls overflows. */
+const STACK_BYTES = 8 << 20;
+
+/** What MLAS and AVX-512 loads like best; also a cache line, so two tensors never share one. */
+const ALIGNMENT = 64;
+
+/** The library and what is created once per process from it. */
+interface Native {
+  readonly api: ort.OrtApi;
+  readonly version: string;
+  readonly env: ort.Handle;
+  readonly memoryInfo: ort.Handle;
+  readonly allocator: ort.Handle;
+}
+
+/** @throws RuntimeError with ONNX Runtime's own message when `status` is a failure; the status is released */
+function check(api: ort.OrtApi, where: string, status: ort.Handle): void {
+  if (status === null) return;
+  const got = api.GetErrorMessage(status);
+  api.ReleaseStatus(status);
+  throw new RuntimeError({ where, rule: "ONNX Runtime must carry out the call", got });
+}
+
+/** Calls a function whose last argument receives a handle, and returns that handle. */
+function create(api: ort.OrtApi, where: string, call: (out: [ort.Handle]) => ort.Handle): ort.Handle {
+  const out: [ort.Handle] = [null];
+  check(api, where, call(out));
+  return out[0];
+}
+
+/**
+ * Where the loaded library is kept. koffi unloads a library once its handle is collected, and the functions decoded
+ * from the table do not refer to it: without a global reference every one of them would dangle after a garbage
+ * collection. A module variable is not enough under test runners that drop modules.
+ */
+const KEPT: { [key: symbol]: unknown } = globalThis;
+const NATIVE = Symbol.for("pondera.onnxruntime");
+
+function loadNative(): Native {
+  const kept = KEPT[NATIVE] as { native: Native } | undefined;
+  if (kept !== undefined) return kept.native;
+  // Only allowed before koffi loads its first library.
+  const { sync_stack_size = 0, async_stack_size = 0 } = koffi.config();
+  if (sync_stack_size < STACK_BYTES || async_stack_size < STACK_BYTES) {
+    koffi.config({ sync_stack_size: STACK_BYTES, async_stack_size: STACK_BYTES });
+  }
+  const library = koffi.load(libraryPath());
+  // struct OrtApiBase { const OrtApi *(*GetApi)(uint32_t version); const char *(*GetVersionString)(void); }
+  const base = library.func("OrtGetApiBase", "void *", [])() as bigint;
+  const entry = (index: number) => koffi.decode(base, index * koffi.sizeof("void *"), "void *") as bigint;
+  const version = koffi.decode(entry(1), koffi.proto("str", []))() as string;
+  expectVersion(version);
+  const table = koffi.decode(
+    entry(0),
+    koffi.proto("void *", ["uint32_t"]),
+  )(ort.ORT_API_VERSION) as ort.Handle;
+  if (table === null) {
+    throw new RuntimeError({
+      where: "ONNX Runtime",
+      rule: `the native library must provide API version ${ort.ORT_API_VERSION}`,
+      got: `version ${version} without it`,
+    });
+  }
+  const api = ort.bindOrtApi(table);
+  const where = "ONNX Runtime";
+  const env = create(api, where, (out) => api.CreateEnv(ort.LOG_ERRORS, "pondera", out));
+  check(api, where, api.DisableTelemetryEvents(env));
+  const native: Native = {
+    api,
+    version,
+    env,
+    memoryInfo: create(api, where, (out) =>
+      api.CreateCpuMemoryInfo(ort.ARENA_ALLOCATOR, ort.DEFAULT_MEMORY, out),
+    ),
+    allocator: create(api, where, (out) => api.GetAllocatorWithDefaultOptions(out)),
+  };
+  KEPT[NATIVE] = { native, library };
+  return native;
+}
+
+/** Loads the native library, once per process. @throws RuntimeError, or koffi's own error when it cannot be loaded */
+export function ffiBackend(): Backend {
+  const native = loadNative();
+  return {
+    name: "ffi",
+    version: native.version,
+    allocate(bytes) {
+      // An ArrayBuffer's bytes lie outside V8's heap and never move; a small typed array of its own might be inside.
+      const buffer = new ArrayBuffer(Math.max(bytes, ALIGNMENT) + ALIGNMENT);
+      const misaligned = Number(koffi.address(buffer) % BigInt(ALIGNMENT));
+      return { buffer, byteOffset: misaligned === 0 ? 0 : ALIGNMENT - misaligned };
+    },
+    load: (model, options) => createSession(native, model, options),
+  };
+}
+
+/** An OrtValue over the tensor's memory, which it does not keep alive; to be released by the caller. */
+function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceTensor): ort.Handle {
+  const { data, shape, dtype } = tensor;
+  const address = koffi.address(data.buffer) + BigInt(data.byteOffset);
+  const dims = BigInt64Array.from(shape, BigInt);
+  return create(api, where, (out) =>
+    api.CreateTensorWithDataAsOrtValue(
+      memoryInfo,
+      address,
+      data.byteLength,
+      dims,
+      dims.length,
+      ONNX_TYPE[dtype],
+      out,
+    ),
+  );
+}
+
+async function createSession(native: Native, model: Uint8Array, options: SessionOptions): Promise<Session> {
+  const { api } = native;
+  const { where } = options;
+  const names = Object.keys(options.initializers);
+  const values: ort.Handle[] = [];
+  const settings = create(api, where, (out) => api.CreateSessionOptions(out));
+  try {
+    check(api, where, api.SetIntraOpNumThreads(settings, options.threads));
+    check(api, where, api.SetSessionGraphOptimizationLevel(settings, ort.ENABLE_ALL_OPTIMIZATIONS));
+    check(api, where, api.SetSessionLogSeverityLevel(settings, ort.LOG_ERRORS));
+    // Threads that spin between operators take the next one at once; waking them costs more than a small operator.
+    check(api, where, api.AddSessionConfigEntry(settings, "session.intra_op.allow_spinning", "1"));
+    if (options.profile !== undefined) check(api, where, api.EnableProfiling(settings, options.profile));
+    for (const name of names) {
+      values.push(createValue(native, `${where}: initializer ${name}`, options.initializers[name]!));
+    }
+    if (names.length > 0) {
+      check(api, where, api.AddExternalInitializers(settings, names, values, names.length));
+    }
+    const out: [ort.Handle] = [null];
+    // A copy, which nobody can write to or detach while the worker thread reads it.
+    const inUse = [new Uint8Array(model)];
+    const status = await new Promise<ort.Handle>((resolve, reject) => {
+      api.CreateSessionFromArray.async(
+        native.env,
+        inUse[0]!,
+        model.length,
+        settings,
+        out,
+        (error, result) => {
+          // Let go here and not before: koffi does not keep alive the memory it passes on.
+          inUse.length = 0;
+          if (error) reject(error);
+          else resolve(result);
+        },
+      );
+    });
+    check(api, where, status);
+    return new FfiSession(native, where, out[0], Object.values(options.initializers));
+  } finally {
+    for (const value of values) api.ReleaseValue(value);
+    api.ReleaseSessionOptions(settings);
+  }
+}
+
+class FfiSession implements Session {
+  readonly inputs: readonly Port[];
+  readonly outputs: readonly Port[];
+  readonly #native: Native;
+  readonly #where: string;
+  readonly #session: ort.Handle;
+  /** ONNX Runtime may use an initializer where it lies instead of copying it. */
+  readonly #initializerData: readonly unknown[];
+
+  constructor(native: Native, where: string, session: ort.Handle, initializers: readonly DeviceTensor[]) {
+    this.#native = native;
+    this.#where = where;
+    this.#session = session;
+    this.#initializerData = initializers.map((tensor) => tensor.data);
+    this.inputs = this.#ports("Input");
+    this.outputs = this.#ports("Output");
+  }
+
+  bind(inputs: NamedTensors, outputs: NamedTensors): Binding {
+    const { api } = this.#native;
+    const where = this.#where;
+    const session = this.#session;
+    const binding = create(api, where, (out) => api.CreateIoBinding(session, out));
+    const memory: unknown[] = [this.#initializerData];
+    try {
+      for (const [kind, tensors] of [
+        ["BindInput", inputs],
+        ["BindOutput", outputs],
+      ] as const) {
+        for (const [name, tensor] of Object.entries(tensors)) {
+          const value = createValue(this.#native, `${where}: ${name}`, tensor);
+          // The binding holds its own reference to the value, so ours can go at once.
+          try {
+            check(api, `${where}: ${name}`, api[kind](binding, name, value));
+          } finally {
+            api.ReleaseValue(value);
+          }
+          memory.push(tensor.data);
+        }
+      }
+    } catch (error) {
+      api.ReleaseIoBinding(binding);
+      throw error;
+    }
+    return {
+      run: () =>
+        new Promise((resolve, reject) => {
+          api.RunWithBinding.async(session, null, binding, (error, status) => {
+            if (error) return reject(error);
+            try {
+              check(api, where, status);
+              resolve();
+            } catch (failure) {
+              reject(failure);
+            }
+          });
+        }),
+      runSync: () => check(api, where, api.RunWithBinding(session, null, binding)),
+      release: () => {
+        api.ReleaseIoBinding(binding);
+        memory.length = 0;
+      },
+    };
+  }
+
+  release(): void {
+    this.#native.api.ReleaseSession(this.#session);
+  }
+
+  /** The inputs or outputs as the model declares them. */
+  #ports(kind: "Input" | "Output"): Port[] {
+    const { api, allocator } = this.#native;
+    const where = this.#where;
+    const session = this.#session;
+    const count: [number | bigint] = [0];
+    check(api, where, api[`SessionGet${kind}Count`](session, count));
+    return Array.from({ length: Number(count[0]) }, (_, index) => {
+      const text = create(api, where, (out) => api[`SessionGet${kind}Name`](session, index, allocator, out));
+      const name = koffi.decode.string(text);
+      check(api, where, api.AllocatorFree(allocator, text));
+      const info = create(api, where, (out) => api[`SessionGet${kind}TypeInfo`](session, index, out));
+      try {
+        // Belongs to `info`; null for what is no tensor, which Pondera never makes.
+        const tensor = create(api, where, (out) => api.CastTypeInfoToTensorInfo(info, out));
+        if (tensor === null) return { name, dtype: undefined, dims: [] };
+        const type: [number] = [0];
+        check(api, where, api.GetTensorElementType(tensor, type));
+        const rank: [number | bigint] = [0];
+        check(api, where, api.GetDimensionsCount(tensor, rank));
+        const dims = new BigInt64Array(Number(rank[0]));
+        check(api, where, api.GetDimensions(tensor, dims, dims.length));
+        return { name, dtype: dtypeFromOnnx(type[0]), dims: Array.from(dims, Number) };
+      } finally {
+        api.ReleaseTypeInfo(info);
+      }
+    });
+  }
+}

@@ -1,0 +1,89 @@
+/** Which native library of ONNX Runtime fits this machine, among those that onnxruntime-node ships. */
+
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { RuntimeError } from "../../base/errors.ts";
+
+/** The release whose function table and kernels this code was measured with; `package.json` pins the same one. */
+export const ORT_VERSION = "1.30.0";
+
+/** Relative to the folder of onnxruntime-node; keys are Node's `process.platform` and `process.arch`. */
+const LIBRARIES: Readonly<Record<string, string>> = {
+  "linux x64": "bin/napi-v6/linux/x64/libonnxruntime.so.1",
+  "linux arm64": "bin/napi-v6/linux/arm64/libonnxruntime.so.1",
+  // Shipped under two names; this is the one onnxruntime-node's own addon links to, so that it is never loaded twice.
+  "darwin arm64": "bin/napi-v6/darwin/arm64/libonnxruntime.1.dylib",
+  "win32 x64": "bin/napi-v6/win32/x64/onnxruntime.dll",
+  "win32 arm64": "bin/napi-v6/win32/arm64/onnxruntime.dll",
+};
+
+/** Platforms with a native library, as `process.platform process.arch`. */
+export const SUPPORTED_PLATFORMS: readonly string[] = Object.keys(LIBRARIES);
+
+export interface Machine {
+  readonly platform: string;
+  readonly arch: string;
+  /** A Linux whose C library is musl (Alpine): the shipped libraries need glibc. */
+  readonly musl?: boolean;
+}
+
+/** The machine this process runs on. */
+export function thisMachine(): Machine {
+  const { platform, arch } = process;
+  if (platform !== "linux") return { platform, arch };
+  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
+  return { platform, arch, musl: header !== undefined && header.glibcVersionRuntime === undefined };
+}
+
+/**
+ * Path of the native library for a machine, relative to the folder of onnxruntime-node.
+ * @throws RuntimeError where none is shipped, saying where one is
+ */
+export function libraryFor(machine: Machine): string {
+  const key = `${machine.platform} ${machine.arch}`;
+  const file = LIBRARIES[key];
+  if (file === undefined || machine.musl === true) {
+    throw new RuntimeError({
+      where: "ONNX Runtime",
+      rule: `a native library exists for ${SUPPORTED_PLATFORMS.join(", ")}${machine.musl ? ", with glibc" : ""}`,
+      got: machine.musl ? `${key} with musl` : key,
+      remedy: machine.musl
+        ? "Use a glibc distribution, for example the node:22-slim image in place of node:22-alpine"
+        : "Run Pondera on one of these platforms",
+    });
+  }
+  return file;
+}
+
+/**
+ * Absolute path of the native library for this machine.
+ * @throws RuntimeError where none is shipped or onnxruntime-node is not installed
+ */
+export function libraryPath(): string {
+  const file = libraryFor(thisMachine());
+  const require = createRequire(import.meta.url);
+  try {
+    return join(dirname(require.resolve("onnxruntime-node/package.json")), file);
+  } catch (cause) {
+    throw new RuntimeError({
+      where: "ONNX Runtime",
+      rule: "onnxruntime-node must be installed",
+      remedy: "Run npm ci",
+      cause,
+    });
+  }
+}
+
+/**
+ * Refuses any release but the pinned one: operators and kernels change between releases without a warning.
+ * @throws RuntimeError
+ */
+export function expectVersion(version: string): void {
+  if (version === ORT_VERSION) return;
+  throw new RuntimeError({
+    where: "ONNX Runtime",
+    rule: `the native library must be version ${ORT_VERSION}`,
+    got: version,
+    remedy: "Run npm ci, which installs the version pinned in package-lock.json",
+  });
+}
