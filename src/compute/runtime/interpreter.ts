@@ -335,11 +335,33 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
       for (const i of row.keys()) row[i]! *= scale * weight!.data[i]!;
     }),
   ],
+  rotary: ([x, positions, cos, sin]) => {
+    const half = cos!.shape[1]!;
+    const width = x!.shape[2]!;
+    const result = new Float64Array(x!.data.length);
+    for (let start = 0; start < result.length; start += 2 * half) {
+      const position = positions!.data[Math.floor(start / width)]!;
+      result.set(rotate(x!.data.subarray(start, start + 2 * half), position, cos!.data, sin!.data), start);
+    }
+    return [result];
+  },
   cachedAttention,
 };
 
+/** One head turned to its position: pairs (j, j + D/2) by the angle whose cosine and sine row `position` holds. */
+function rotate(head: Float64Array, position: number, cos: Float64Array, sin: Float64Array): Float64Array {
+  const half = head.length / 2;
+  const turned = new Float64Array(head.length);
+  for (let j = 0; j < half; j++) {
+    const [c, s] = [cos[position * half + j]!, sin[position * half + j]!];
+    turned[j] = head[j]! * c - head[j + half]! * s;
+    turned[j + half] = head[j + half]! * c + head[j]! * s;
+  }
+  return turned;
+}
+
 /**
- * Attention over a cache, with rotary embedding (halves j and j + D/2) of queries and keys.
+ * Attention over a cache, with rotary embedding of queries and keys.
  * @source microsoft/onnxruntime, docs/ContribOperators.md, com.microsoft.GroupQueryAttention: lengths hold the valid
  * positions minus one; T = total marks a first prompt, which starts at position 0 and may be padded on the right; any
  * other call appends T positions to each sequence. Outputs at padded positions, which mean nothing, are zero here.
@@ -364,15 +386,6 @@ function cachedAttention(
   const attended = new Float64Array(q.length);
   const keys = pastKeys.slice();
   const values = pastValues.slice();
-  const rotated = (x: Float64Array, start: number, position: number): Float64Array => {
-    const half = D / 2;
-    return Float64Array.from({ length: D }, (_, i) => {
-      const j = i % half;
-      const [c, s] = [cos[position * half + j]!, sin[position * half + j]!];
-      const [first, second] = [x[start + j]!, x[start + j + half]!];
-      return i < half ? first * c - second * s : second * c + first * s;
-    });
-  };
   for (let b = 0; b < B; b++) {
     const valid = lengths[b]! + 1;
     const past = total[0] === T ? 0 : valid - T;
@@ -380,12 +393,13 @@ function cachedAttention(
       const row = b * T + position - past;
       for (let h = 0; h < Hk; h++) {
         const cached = ((b * Hk + h) * S + position) * D;
-        keys.set(rotated(k, (row * Hk + h) * D, position), cached);
-        values.set(v.subarray((row * Hk + h) * D, (row * Hk + h + 1) * D), cached);
+        const [start, end] = [(row * Hk + h) * D, (row * Hk + h + 1) * D];
+        keys.set(rotate(k.subarray(start, end), position, cos, sin), cached);
+        values.set(v.subarray(start, end), cached);
       }
       for (let h = 0; h < H; h++) {
         const start = (row * H + h) * D;
-        const query = rotated(q, start, position);
+        const query = rotate(q.subarray(start, start + D), position, cos, sin);
         const head = (b * Hk + Math.floor(h / (H / Hk))) * S * D;
         const weights = Float64Array.from({ length: position + 1 }, (_, s) =>
           query.reduce((dot, x, d) => dot + x * keys[head + s * D + d]! * scale, 0),
