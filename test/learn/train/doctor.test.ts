@@ -1,44 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { diagnose, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/train/doctor.ts";
 import type { RolloutMetrics, StepMetrics } from "../../../src/learn/train/records.ts";
-
-/** A step of a run that goes well: at `progress` from 0 to 1, accuracy and length rise together. */
-function step(
-  index: number,
-  steps: number,
-  change: Partial<StepMetrics> = {},
-  rl: Partial<RolloutMetrics> = {},
-): StepMetrics {
-  const progress = index / steps;
-  const pass1 = 0.2 + 0.5 * progress;
-  return {
-    stage: "rl",
-    step: index + 1,
-    steps,
-    loss: 0.01,
-    gradientNorm: 0.5,
-    learningRate: 1e-3,
-    tokens: { rollout: 1000, train: 1000, total: 1000 * (index + 1) },
-    flops: 1e9,
-    rl: {
-      reward: { mean: pass1, std: 0.4 },
-      rewards: { accuracy: { mean: pass1, std: 0.4 }, format: { mean: 0.9, std: 0.1 } },
-      equalGroups: 0.3,
-      resampledGroups: 0,
-      pass1,
-      passG: 0.8,
-      length: { all: 40 + 40 * progress },
-      truncatedFraction: 0.05,
-      entropy: 0.3,
-      clipLow: 0.01,
-      clipHigh: 0.01,
-      ratio: { mean: 1.001, max: 1.5 },
-      ...rl,
-    },
-    timing: { elapsed: index, phases: {}, trainTokensPerSecond: 1000, rssBytes: 1e8 },
-    ...change,
-  };
-}
+import { step } from "./synthetic.ts";
 
 function run(
   steps: number,
