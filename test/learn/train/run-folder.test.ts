@@ -7,9 +7,11 @@ import {
   mkdtemp,
   readdir,
   readFile,
+  rename,
   rm,
   stat,
   truncate,
+  utimes,
   writeFile,
 } from "node:fs/promises";
 import { hostname, tmpdir } from "node:os";
@@ -197,7 +199,6 @@ describe("checkpoints", () => {
     const parent = join(run.path, "checkpoints");
     await mkdir(join(parent, ".step-3.999999-0.partial"));
     await writeFile(join(parent, ".step-3.999999-0.partial", "state.safetensors"), "half");
-    const { rename } = await import("node:fs/promises");
     await rename(join(parent, "step-2"), join(parent, ".step-2.previous"));
     const again = await RunFolder.open(run.path);
     expect(await readdir(parent)).toEqual(["step-1", "step-2"]);
@@ -317,7 +318,6 @@ describe("the lock", () => {
     await run.close();
     await lock(run, "");
     await expect(RunFolder.open(run.path)).rejects.toThrow(/an unreadable lock/);
-    const { utimes } = await import("node:fs/promises");
     await utimes(join(run.path, "run.lock"), new Date(0), new Date(0));
     await (await RunFolder.open(run.path)).close();
   });
@@ -409,13 +409,7 @@ describe("a run whose process dies", () => {
       const full = spawnSync("sh", ["-c", limited, "sh", ...command], { encoding: "utf8" });
       expect(full.status).not.toBe(0);
       expect(full.stderr).toMatch(/FileError: .*\.jsonl: must be writable; got EFBIG/);
-      const checkpoint = await readCheckpoint(
-        join(root, "full"),
-        (await readMetrics(join(root, "full"))).length - 1,
-      ).catch(() => undefined);
-      const view = await readRun(join(root, "full"));
-      expect(view.metrics.length).toBeGreaterThan(10);
-      expect(checkpoint === undefined || checkpoint.step > 0).toBe(true);
+      expect((await readRun(join(root, "full"))).metrics.length).toBeGreaterThan(10);
       expect(spawnSync(process.execPath, [...node, root, "full", String(STEPS)]).status).toBe(0);
       expect((await readMetrics(join(root, "full"))).map((m) => m.step)).toEqual(
         Array.from({ length: STEPS }, (_, i) => i + 1),
