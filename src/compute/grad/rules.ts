@@ -94,6 +94,8 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
   not: none,
   cast: ({ inputs: [x] }, g) => [x!.dtype === "f32" || x!.dtype === "f16" ? cast(g, x!.dtype) : null],
 
+  stopGradient: none,
+
   add: ({ inputs: [a, b] }, g) => [sumTo(g, a!.shape), sumTo(g, b!.shape)],
   sub: ({ inputs: [a, b] }, g) => [sumTo(g, a!.shape), sumTo(neg(g), b!.shape)],
   mul: ({ inputs: [a, b] }, g) => [sumTo(mul(g, b!), a!.shape), sumTo(mul(g, a!), b!.shape)],

@@ -41,6 +41,9 @@ export interface Attributes {
   and: None;
   or: None;
 
+  /** The value itself, which lets no gradient through. */
+  stopGradient: None;
+
   /** `condition ? a : b`, all three broadcast. */
   where: None;
 

@@ -48,6 +48,9 @@ export const not = (x: Value): Value => apply("not", [x], {})[0]!;
 export const cast = (x: Value, dtype: DType): Value =>
   x.dtype === dtype ? x : apply("cast", [x], { dtype })[0]!;
 
+/** The value itself, which lets no gradient through. */
+export const stopGradient = (x: Value): Value => apply("stopGradient", [x], {})[0]!;
+
 export const add = (a: Operand, b: Operand): Value => apply("add", pair(a, b), {})[0]!;
 export const sub = (a: Operand, b: Operand): Value => apply("sub", pair(a, b), {})[0]!;
 export const mul = (a: Operand, b: Operand): Value => apply("mul", pair(a, b), {})[0]!;

@@ -115,6 +115,11 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     return [{ dtype, shape: inputs[0]!.shape }];
   },
 
+  stopGradient: (inputs) => {
+    expectCount("stopGradient", inputs, 1);
+    return [{ dtype: inputs[0]!.dtype, shape: inputs[0]!.shape }];
+  },
+
   add: binary("add", NUMBER),
   sub: binary("sub", NUMBER),
   mul: binary("mul", NUMBER),

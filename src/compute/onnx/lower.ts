@@ -165,6 +165,8 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   cast: (emitter, { attributes: { dtype } }, inputs, outputs) =>
     emitter.node("Cast", inputs, outputs, { to: ELEMENT_TYPE[dtype] }),
 
+  stopGradient: same("Identity"),
+
   add: same("Add"),
   sub: same("Sub"),
   mul: same("Mul"),

@@ -1,0 +1,198 @@
+/**
+ * Losses as graphs over logits: cross-entropy and the GRPO family.
+ *
+ * Every loss is Σ weight·ℓ over tokens; the host puts the whole normalisation (1/|o_i|, 1/Σ|o_i|, 1/(G·L_max)) into
+ * the weights, where it can be checked by hand, and sums over micro-batches are then exact. Formulas: DeepSeekMath
+ * (arXiv:2402.03300) eq. 3–4, DAPO (2503.14476) eq. 10–13, Dr. GRPO (2503.20783), GSPO (2507.18071), CISPO (2506.13585),
+ * two-sided clipping (2505.07291).
+ */
+
+import type { Value } from "../../compute/graph/ir.ts";
+import {
+  add,
+  and,
+  cast,
+  div,
+  equal,
+  exp,
+  greater,
+  less,
+  matmul,
+  max,
+  min,
+  mul,
+  neg,
+  reduceMax,
+  reshape,
+  scalar,
+  stopGradient,
+  sub,
+  sum,
+  takeAlongLast,
+} from "../../compute/graph/primitives.ts";
+import { logSoftmax } from "../../compute/ops/stable.ts";
+import type { TensorSpec } from "../../compute/tensor/shape.ts";
+
+/** What a loss graph yields: `loss` is differentiated; sums and maxima are statistics that combine over micro-batches. */
+export interface LossOutputs {
+  readonly loss: Value;
+  readonly sums: Readonly<Record<string, Value>>;
+  readonly maxima: Readonly<Record<string, Value>>;
+}
+
+/** A loss: the inputs it needs beside ids, positions and segments, and its graph. */
+export interface Loss {
+  /** Names the graph in the program cache: equal keys, equal graphs. */
+  readonly key: string;
+  /** Per-token float inputs [B, T], `weights` among them. */
+  readonly tokenInputs: readonly string[];
+  /** Scalars that may change from step to step. */
+  readonly scalars: readonly string[];
+  /**
+   * @param logits  [B·T, V]
+   * @param tokens  f32[B, T] each, by the names above
+   * @param batch   targets and segments, i32[B, T]
+   */
+  build(
+    logits: Value,
+    tokens: Readonly<Record<string, Value>>,
+    batch: { readonly targets: Value; readonly segments: Value },
+    scalars: Readonly<Record<string, Value>>,
+  ): LossOutputs;
+}
+
+/** log π(target) of each position. @param logp [B·T, V]; @param targets i32[B, T]; @returns [B, T] */
+export function targetLogp(logp: Value, targets: Value): Value {
+  const [B, T] = targets.shape as readonly [number, number];
+  return reshape(takeAlongLast(logp, reshape(targets, [B * T, 1])), [B, T]);
+}
+
+/** −Σ p log p of each row. @param logp [B·T, V]; @returns [B·T] */
+export function entropyOf(logp: Value): Value {
+  return neg(sum(mul(exp(logp), logp), [-1]));
+}
+
+/** Cross-entropy: Σ weight · −log π(target). */
+export const CROSS_ENTROPY: Loss = {
+  key: "cross-entropy",
+  tokenInputs: ["weights"],
+  scalars: [],
+  build(logits, { weights }, { targets }) {
+    const loss = neg(sum(mul(weights!, targetLogp(logSoftmax(logits), targets))));
+    return { loss, sums: {}, maxima: {} };
+  },
+};
+
+export const POLICY_LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"] as const;
+export type PolicyLossName = (typeof POLICY_LOSSES)[number];
+
+export interface PolicyLossOptions {
+  readonly loss: PolicyLossName;
+  /** Adds β·k3 against `referenceLogp`. */
+  readonly kl: boolean;
+  /** Two-sided clipping: the unclipped ratio is capped at the scalar `ratioCap`. */
+  readonly dualClip: boolean;
+}
+
+/**
+ * The GRPO family. Token inputs: `weights` (normalisation; 0 outside completions), `counts` (1 on completion tokens),
+ * `advantage`, `sampledLogp` (log-probability when sampled), `sequenceShare` (1/|o_i| on completion tokens; gspo), and
+ * `referenceLogp` with KL. Log-probabilities are those of logits/temperature.
+ *
+ * Statistics, each a sum over completion tokens: entropy, kl, ratio, clipLow and clipHigh (tokens whose clipped branch
+ * was active: ratio below 1 − ε_low with a negative advantage, above 1 + ε_high with a positive one); maximum: ratio.
+ */
+export function policyLoss({ loss: name, kl, dualClip }: PolicyLossOptions): Loss {
+  const gspo = name === "gspo";
+  return {
+    key: `policy:${name}:${kl}:${dualClip}`,
+    tokenInputs: [
+      "weights",
+      "counts",
+      "advantage",
+      "sampledLogp",
+      ...(gspo ? ["sequenceShare"] : []),
+      ...(kl ? ["referenceLogp"] : []),
+    ],
+    scalars: [
+      "temperature",
+      "clipLow",
+      "clipHigh",
+      "entropyBonus",
+      ...(dualClip ? ["ratioCap"] : []),
+      ...(kl ? ["klBeta"] : []),
+    ],
+    build(logits, tokens, { targets, segments }, scalars) {
+      const { weights, counts, advantage, sampledLogp, sequenceShare, referenceLogp } = tokens as Record<
+        string,
+        Value
+      >;
+      const { temperature, clipLow, clipHigh, entropyBonus, ratioCap, klBeta } = scalars as Record<
+        string,
+        Value
+      >;
+      const [B, T] = targets.shape as readonly [number, number];
+      const logp = logSoftmax(div(logits, temperature!));
+      const policy = targetLogp(logp, targets);
+      // Outside completions both are meaningless numbers; their difference is set to 0 so that no exp overflows.
+      const logRatio = mul(sub(policy, sampledLogp!), counts!);
+      const ratio = exp(gspo ? sequenceMean(logRatio, sequenceShare!, segments) : logRatio);
+      const floor = sub(1, clipLow!);
+      const ceiling = add(1, clipHigh!);
+
+      let surrogate: Value;
+      if (name === "cispo") {
+        surrogate = mul(mul(stopGradient(min(ratio, ceiling)), advantage!), policy);
+      } else {
+        const free = dualClip ? min(ratio, ratioCap!) : ratio;
+        const clipped = max(min(ratio, ceiling), floor);
+        surrogate = min(mul(free, advantage!), mul(clipped, advantage!));
+      }
+      let perToken = neg(surrogate);
+
+      const sums: Record<string, Value> = {};
+      if (kl) {
+        const difference = mul(sub(referenceLogp!, policy), counts!);
+        const k3 = sub(sub(exp(difference), difference), 1);
+        perToken = add(perToken, mul(klBeta!, k3));
+        sums["kl"] = sum(mul(k3, counts!));
+      }
+      const entropy = reshape(entropyOf(logp), [B, T]);
+      perToken = sub(perToken, mul(entropyBonus!, entropy));
+
+      const counted = (condition: Value): Value => sum(mul(cast(condition, "f32"), counts!));
+      const zero = scalar(ratio, 0);
+      sums["tokens"] = sum(counts!);
+      sums["entropy"] = sum(mul(entropy, counts!));
+      sums["ratio"] = sum(mul(ratio, counts!));
+      const high = greater(ratio, ceiling);
+      sums["clipHigh"] = counted(and(high, greater(advantage!, zero)));
+      sums["clipLow"] = name === "cispo" ? zero : counted(and(less(ratio, floor), less(advantage!, zero)));
+      return {
+        loss: sum(mul(weights!, perToken)),
+        sums,
+        maxima: { ratio: reduceMax(mul(ratio, counts!), [0, 1]) },
+      };
+    },
+  };
+}
+
+/**
+ * The mean of x over each packed sequence, at every position of it: GSPO's length-normalised log ratio.
+ * @param x      f32[B, T]; @param share f32[B, T], 1/|o_i| on completion tokens and 0 elsewhere
+ */
+function sequenceMean(x: Value, share: Value, segments: Value): Value {
+  const [B, T] = x.shape as readonly [number, number];
+  const together = cast(equal(reshape(segments, [B, T, 1]), reshape(segments, [B, 1, T])), "f32");
+  return reshape(matmul(together, reshape(mul(x, share), [B, T, 1])), [B, T]);
+}
+
+/** Graph-input specs of a batch for a loss. */
+export function batchSpecs(loss: Loss, B: number, T: number): Record<string, TensorSpec> {
+  const integers = ["ids", "positions", "segments", "targets"].map((name) => [
+    name,
+    { dtype: "i32", shape: [B, T] },
+  ]);
+  const floats = loss.tokenInputs.map((name) => [name, { dtype: "f32", shape: [B, T] }]);
+  return Object.fromEntries([...integers, ...floats]) as Record<string, TensorSpec>;
+}
