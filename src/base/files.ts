@@ -1,0 +1,244 @@
+/**
+ * Files that are whole or absent. Content is written under a temporary name in the folder it belongs to, flushed to the
+ * disk, renamed to its own name, and the folder flushed: whoever dies at whatever moment, a reader finds the old content
+ * or the new, never a half. What a killed writer leaves under a temporary name is cleared by the next write to the same path.
+ */
+
+import { type FileHandle, mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { FileError, FormatError, PonderaError } from "./errors.ts";
+
+/** What to do about the failures people meet; other codes get the system's own words alone. */
+const REMEDY: Readonly<Record<string, string>> = {
+  ENOSPC: "The disk is full: free some space and try again",
+  EDQUOT: "The disk quota is used up: free some space and try again",
+  EFBIG: "The file would be larger than this system or its limits allow",
+  EACCES: "Give this user the right to the folder, or choose another",
+  EPERM: "Give this user the right to the folder, or choose another",
+  EROFS: "The file system is read-only: choose another folder",
+  ENOENT: "Check the path; its folder must exist",
+  ENOTDIR: "A part of the path is a file, not a folder",
+  EISDIR: "The path is a folder, not a file",
+  EMFILE: "Too many files are open: raise the limit (ulimit -n)",
+};
+
+/** True of the errors that Node's file functions throw. */
+function isSystemError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && typeof (error as NodeJS.ErrnoException).code === "string";
+}
+
+/**
+ * The typed form of what a file function threw; errors that are already typed, and those that are no file errors, stay as
+ * they are.
+ * @param action what was tried, to be read after "must be": `readable`, `writable`
+ */
+export function fileError(path: string, action: string, error: unknown): unknown {
+  if (error instanceof PonderaError || !isSystemError(error)) return error;
+  const remedy = REMEDY[error.code ?? ""];
+  return new FileError({
+    where: path,
+    rule: `must be ${action}`,
+    got: error.message,
+    ...(remedy === undefined ? {} : { remedy }),
+    cause: error,
+  });
+}
+
+/**
+ * A file's text.
+ * @throws FileError when it cannot be read; FormatError when it is not UTF-8
+ */
+export async function readText(path: string): Promise<string> {
+  let bytes: Uint8Array;
+  try {
+    bytes = await readFile(path);
+  } catch (error) {
+    throw fileError(path, "readable", error);
+  }
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (cause) {
+    throw new FormatError({ where: path, rule: "must be UTF-8 text", got: "other bytes", cause });
+  }
+}
+
+/**
+ * A JSON file's content, to be parsed by the caller's schema.
+ * @throws FileError when it cannot be read; FormatError when it is not JSON
+ */
+export async function readJson(path: string): Promise<unknown> {
+  const text = await readText(path);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
+  }
+}
+
+/** Temporary names this process is using now. */
+const active = new Set<string>();
+let counter = 0;
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return isSystemError(error) && error.code === "EPERM"; // Alive, and another user's.
+  }
+}
+
+/** Temporary names are `.NAME.PID-N.partial`, so that the next writer can tell a killed one's from a living one's. */
+async function clearAbandoned(folder: string, name: string): Promise<void> {
+  for (const entry of await readdir(folder)) {
+    if (!entry.startsWith(`.${name}.`)) continue;
+    const pid = /^(\d+)-\d+\.partial$/.exec(entry.slice(name.length + 2))?.[1];
+    if (pid === undefined || active.has(join(folder, entry))) continue;
+    if (Number(pid) === process.pid || !isAlive(Number(pid))) {
+      await rm(join(folder, entry), { recursive: true, force: true });
+    }
+  }
+}
+
+/** Runs `write` on a fresh temporary path beside `path`, which is gone when this returns, renamed or removed. */
+async function withPartial(path: string, write: (partial: string) => Promise<void>): Promise<void> {
+  const folder = dirname(path);
+  const partial = join(folder, `.${basename(path)}.${process.pid}-${counter++}.partial`);
+  active.add(partial);
+  try {
+    await clearAbandoned(folder, basename(path));
+    await write(partial);
+    await syncFolder(folder);
+  } catch (error) {
+    // Why the write failed matters more than that its remains could not be cleared; the next write tries again.
+    await rm(partial, { recursive: true, force: true }).catch(() => undefined);
+    throw fileError(path, "writable", error);
+  } finally {
+    active.delete(partial);
+  }
+}
+
+async function syncFolder(folder: string): Promise<void> {
+  // Windows cannot open a folder, and orders a rename after the writes before it by itself.
+  if (process.platform === "win32") return;
+  const handle = await open(folder, "r");
+  try {
+    await handle.sync();
+  } finally {
+    await handle.close();
+  }
+}
+
+async function syncTree(folder: string): Promise<void> {
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) await syncTree(path);
+    else if (entry.isFile()) {
+      const handle = await open(path, "r+");
+      try {
+        await handle.sync();
+      } finally {
+        await handle.close();
+      }
+    }
+  }
+  await syncFolder(folder);
+}
+
+/** One call writes at most 2 GiB, so larger parts go in slices. */
+const SLICE_BYTES = 2 ** 30;
+
+async function writeAll(handle: FileHandle, bytes: Uint8Array): Promise<void> {
+  let start = 0;
+  while (start < bytes.byteLength) {
+    const slice = bytes.subarray(start, start + SLICE_BYTES);
+    start += (await handle.write(slice, 0, slice.byteLength)).bytesWritten;
+  }
+}
+
+/**
+ * Writes a file whole or not at all; a previous file of that name stays as it was until the new one is on the disk.
+ * @param data text (written as UTF-8), bytes, or several parts written one after another
+ * @throws FileError when the disk is full, the folder is missing or may not be written to
+ */
+export async function writeFileAtomic(
+  path: string,
+  data: string | Uint8Array | Iterable<Uint8Array>,
+): Promise<void> {
+  const parts =
+    typeof data === "string" ? [Buffer.from(data, "utf8")] : data instanceof Uint8Array ? [data] : data;
+  await withPartial(path, async (partial) => {
+    const handle = await open(partial, "wx");
+    try {
+      for (const part of parts) await writeAll(handle, part);
+      await handle.sync();
+    } finally {
+      await handle.close();
+    }
+    await rename(partial, path);
+  });
+}
+
+/** @throws FileError when something other than a folder is there */
+async function folderExists(path: string): Promise<boolean> {
+  try {
+    if ((await stat(path)).isDirectory()) return true;
+  } catch (error) {
+    if (isSystemError(error) && error.code === "ENOENT") return false;
+    throw error;
+  }
+  throw new FileError({ where: path, rule: "must be a folder or absent", got: "a file" });
+}
+
+/** Where the folder that is being replaced waits. */
+const previousOf = (path: string) => join(dirname(path), `.${basename(path)}.previous`);
+
+/**
+ * Puts back the folder that {@link writeFolderAtomic} was replacing when it was killed between its two renames. Readers of
+ * folders that may be replaced call it first; it does nothing when the folder is there.
+ * @throws FileError when the folder cannot be renamed
+ */
+export async function recoverFolder(path: string): Promise<void> {
+  const target = resolve(path);
+  try {
+    if (!(await folderExists(target)) && (await folderExists(previousOf(target)))) {
+      await rename(previousOf(target), target);
+    }
+  } catch (error) {
+    throw fileError(path, "readable", error);
+  }
+}
+
+/**
+ * Fills a folder whole or not at all. `write` gets the path of an empty folder, which is flushed and renamed to `path` when
+ * it returns. A folder already at `path` is replaced; no system call known to Node exchanges two folders, so between two
+ * renames `path` is absent: {@link recoverFolder} undoes a death in that moment.
+ * @throws FileError as {@link writeFileAtomic}; whatever `write` throws
+ */
+export async function writeFolderAtomic(
+  path: string,
+  write: (folder: string) => Promise<void>,
+): Promise<void> {
+  // Resolved, so that a trailing slash or "." names the folder itself and not one inside it.
+  const target = resolve(path);
+  const previous = previousOf(target);
+  await recoverFolder(target);
+  await withPartial(target, async (partial) => {
+    await mkdir(partial);
+    await write(partial);
+    await syncTree(partial);
+    if (!(await folderExists(target))) {
+      await rename(partial, target);
+      return;
+    }
+    await rm(previous, { recursive: true, force: true });
+    await rename(target, previous);
+    try {
+      await rename(partial, target);
+    } catch (error) {
+      await rename(previous, target);
+      throw error;
+    }
+    await rm(previous, { recursive: true, force: true });
+  });
+}

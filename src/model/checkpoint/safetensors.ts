@@ -1,0 +1,497 @@
+/**
+ * The safetensors format: eight bytes with the header's length, a JSON header naming each tensor's dtype, shape and byte
+ * range, then the tensors' bytes, back to back and little-endian (as every host is that ONNX Runtime ships for).
+ *
+ * Reading trusts nothing: the header is checked whole before any tensor is read, every error names the file and the field,
+ * and nothing larger than the file is ever allocated. Writing gives the bytes that the reference implementation gives.
+ *
+ * @source github.com/huggingface/safetensors README.md, "Format"; stricter than it in refusing fields it would skip and
+ * dtypes that `DType` has no name for
+ */
+
+import { type FileHandle, open } from "node:fs/promises";
+import { basename, dirname, join } from "node:path";
+import { FileError, FormatError } from "../../base/errors.ts";
+import { fileError, readJson, writeFileAtomic } from "../../base/files.ts";
+import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
+import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
+
+/** What a file can hold: every host dtype, and bfloat16, which the host has no arrays of. */
+export type StoredDType = DType | "bf16";
+
+/** What {@link writeSafetensors} takes: a `HostArray`, a {@link StoredTensor}, or anything of their form. */
+export interface TensorBytes {
+  readonly dtype: StoredDType;
+  readonly shape: Shape;
+  /** Row-major elements; only the bytes matter. */
+  readonly data: ArrayBufferView;
+}
+
+/** A tensor as a file holds it. */
+export interface StoredTensor extends TensorBytes {
+  /** Little-endian bytes, in a buffer of their own that starts with them, so that any typed array can view it. */
+  readonly data: Uint8Array<ArrayBuffer>;
+}
+
+/** What a header says of one tensor. */
+export interface TensorInfo {
+  readonly dtype: StoredDType;
+  readonly shape: Shape;
+  readonly bytes: number;
+}
+
+/** One or several open files whose tensors are read one at a time, by name. */
+export interface TensorSource extends AsyncDisposable {
+  readonly tensors: ReadonlyMap<string, TensorInfo>;
+  readonly metadata: Readonly<Record<string, string>>;
+  /** @throws FormatError when there is no such tensor; FileError when the file cannot be read */
+  read(name: string): Promise<StoredTensor>;
+  close(): Promise<void>;
+}
+
+/** In the order the reference lays tensors out: widest first, so that each is aligned to its own width. */
+const FILE_DTYPES: readonly { readonly dtype: StoredDType; readonly name: string; readonly bytes: number }[] =
+  [
+    { dtype: "i64", name: "I64", bytes: BYTES.i64 },
+    { dtype: "f32", name: "F32", bytes: BYTES.f32 },
+    { dtype: "i32", name: "I32", bytes: BYTES.i32 },
+    { dtype: "bf16", name: "BF16", bytes: 2 },
+    { dtype: "f16", name: "F16", bytes: BYTES.f16 },
+    { dtype: "i8", name: "I8", bytes: BYTES.i8 },
+    { dtype: "u8", name: "U8", bytes: BYTES.u8 },
+    { dtype: "bool", name: "BOOL", bytes: BYTES.bool },
+  ];
+
+const PREFIX_BYTES = 8;
+/** The reference's own limit; a longer header is taken for damage or an attack. */
+const MAX_HEADER_BYTES = 100_000_000;
+/** Header, tensor, list: nothing legal nests deeper. */
+const MAX_DEPTH = 3;
+const METADATA = "__metadata__";
+/** What JSON calls whitespace. */
+const WHITESPACE = " \t\n\r";
+
+interface Entry extends TensorInfo {
+  /** Byte offset from the start of the file. */
+  readonly start: number;
+}
+
+interface Header {
+  readonly entries: ReadonlyMap<string, Entry>;
+  readonly metadata: Readonly<Record<string, string>>;
+}
+
+/** Text as an error shows it: short, whatever a damaged file holds. */
+function brief(text: string): string {
+  return text.length > 80 ? `${text.slice(0, 77)}...` : text;
+}
+
+function show(value: unknown): string {
+  return value === undefined ? "nothing" : brief(JSON.stringify(value));
+}
+
+function parseJson(where: string, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new FormatError({ where, rule: "must be JSON", got: brief(text), cause });
+  }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}
+
+/** Index after the string that opens at `start`; the text's length when it never closes. */
+function endOfString(text: string, start: number): number {
+  let i = start + 1;
+  while (i < text.length && text[i] !== '"') i += text[i] === "\\" ? 2 : 1;
+  return i + 1;
+}
+
+/**
+ * Refuses what `JSON.parse` lets pass: nesting of any depth, and a name given twice, of which it keeps the last. One pass,
+ * before the text is known to be JSON; where it is not, `JSON.parse` will say so.
+ */
+function checkStructure(where: string, text: string): void {
+  /** Names seen in each object that is open. */
+  const open: Set<string>[] = [];
+  for (let i = 0; i < text.length; i++) {
+    const char = text[i];
+    if (char === "{" || char === "[") {
+      if (open.push(new Set()) > MAX_DEPTH) {
+        throw new FormatError({ where, rule: `must not nest deeper than ${MAX_DEPTH}`, got: "deeper" });
+      }
+    } else if (char === "}" || char === "]") {
+      open.pop();
+    } else if (char === '"') {
+      const end = endOfString(text, i);
+      let next = end;
+      while (next < text.length && WHITESPACE.includes(text[next]!)) next++;
+      if (text[next] === ":") {
+        const name = parseJson(where, text.slice(i, end)) as string;
+        if (open.at(-1)?.has(name)) {
+          throw new FormatError({ where, rule: "a name must occur once", got: `${show(name)} twice` });
+        }
+        open.at(-1)?.add(name);
+      }
+      i = next - 1;
+    }
+  }
+}
+
+function parseMetadata(where: string, value: unknown): Record<string, string> {
+  if (!isObject(value)) {
+    throw new FormatError({ where, rule: "must be an object of strings", got: show(value) });
+  }
+  for (const [key, text] of Object.entries(value)) {
+    if (typeof text !== "string") {
+      throw new FormatError({ where: `${where}.${brief(key)}`, rule: "must be a string", got: show(text) });
+    }
+  }
+  return value as Record<string, string>;
+}
+
+function parseEntry(where: string, value: unknown, dataStart: number, dataBytes: number): Entry {
+  if (!isObject(value)) throw new FormatError({ where, rule: "must be an object", got: show(value) });
+  const { dtype: dtypeName, shape, data_offsets: offsets, ...unknown } = value;
+  const [extra] = Object.keys(unknown);
+  if (extra !== undefined) {
+    throw new FormatError({ where, rule: "must hold dtype, shape and data_offsets alone", got: show(extra) });
+  }
+  const dtype = FILE_DTYPES.find((known) => known.name === dtypeName);
+  if (dtype === undefined) {
+    const names = FILE_DTYPES.map((known) => known.name).join(", ");
+    throw new FormatError({ where: `${where}.dtype`, rule: `must be one of ${names}`, got: show(dtypeName) });
+  }
+  if (!Array.isArray(shape) || !shape.every(isCount)) {
+    throw new FormatError({
+      where: `${where}.shape`,
+      rule: "must be a list of whole numbers",
+      got: show(shape),
+    });
+  }
+  const bytes = sizeOf(shape) * dtype.bytes;
+  if (!isCount(bytes)) {
+    throw new FormatError({
+      where: `${where}.shape`,
+      rule: `must hold at most ${dataBytes} bytes of data`,
+      got: show(shape),
+    });
+  }
+  if (!Array.isArray(offsets) || offsets.length !== 2 || !offsets.every(isCount)) {
+    throw new FormatError({
+      where: `${where}.data_offsets`,
+      rule: "must be two whole numbers",
+      got: show(offsets),
+    });
+  }
+  const [begin, end] = offsets as [number, number];
+  if (begin > end || end > dataBytes) {
+    throw new FormatError({
+      where: `${where}.data_offsets`,
+      rule: `must rise and stay within ${dataBytes} bytes of data`,
+      got: show(offsets),
+    });
+  }
+  if (end - begin !== bytes) {
+    throw new FormatError({
+      where: `${where}.data_offsets`,
+      rule: `must span the ${bytes} bytes of ${dtype.name}${show(shape)}`,
+      got: `${end - begin} bytes`,
+    });
+  }
+  return { dtype: dtype.dtype, shape, bytes, start: dataStart + begin };
+}
+
+/** @throws FormatError unless the entries cover `dataStart` to `fileBytes` without gap or overlap */
+function checkCoverage(
+  file: string,
+  entries: Map<string, Entry>,
+  dataStart: number,
+  fileBytes: number,
+): void {
+  const inOrder = [...entries].sort(([, a], [, b]) => a.start - b.start || a.bytes - b.bytes);
+  let end = dataStart;
+  for (const [name, entry] of inOrder) {
+    if (entry.start !== end) {
+      throw new FormatError({
+        where: `${file}: ${brief(name)}.data_offsets`,
+        rule: `must begin at ${end - dataStart}, where the tensor before ends: no gap, no overlap`,
+        got: `${entry.start - dataStart}`,
+      });
+    }
+    end += entry.bytes;
+  }
+  if (end !== fileBytes) {
+    throw new FormatError({
+      where: file,
+      rule: `must end where its last tensor ends, at byte ${end}`,
+      got: `${fileBytes} bytes`,
+    });
+  }
+}
+
+function parseHeader(file: string, bytes: Uint8Array, fileBytes: number): Header {
+  const where = `${file}: header`;
+  let text: string;
+  try {
+    text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch (cause) {
+    throw new FormatError({ where, rule: "must be UTF-8", got: "other bytes", cause });
+  }
+  if (!text.startsWith("{")) {
+    throw new FormatError({ where, rule: 'must begin with "{"', got: show(text.slice(0, 1)) });
+  }
+  checkStructure(where, text);
+  const parsed = parseJson(where, text) as Record<string, unknown>;
+  const dataStart = PREFIX_BYTES + bytes.length;
+  const entries = new Map<string, Entry>();
+  let metadata: Record<string, string> = {};
+  for (const [name, value] of Object.entries(parsed)) {
+    if (name === METADATA) metadata = parseMetadata(`${file}: ${METADATA}`, value);
+    else entries.set(name, parseEntry(`${file}: ${brief(name)}`, value, dataStart, fileBytes - dataStart));
+  }
+  checkCoverage(file, entries, dataStart, fileBytes);
+  return { entries, metadata };
+}
+
+/** One system call reads at most 2 GiB. */
+const SLICE_BYTES = 2 ** 30;
+
+async function readRange(
+  file: string,
+  handle: FileHandle,
+  start: number,
+  bytes: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const data = new Uint8Array(bytes);
+  let done = 0;
+  while (done < bytes) {
+    const length = Math.min(bytes - done, SLICE_BYTES);
+    const { bytesRead } = await handle.read(data, done, length, start + done);
+    if (bytesRead === 0) {
+      throw new FileError({
+        where: file,
+        rule: `must stay as it is while it is read; ${start + bytes} bytes were expected`,
+        got: `${start + done}`,
+      });
+    }
+    done += bytesRead;
+  }
+  return data;
+}
+
+async function readHeader(file: string, handle: FileHandle): Promise<Header> {
+  const { size } = await handle.stat();
+  if (size < PREFIX_BYTES) {
+    throw new FormatError({
+      where: file,
+      rule: `must begin with ${PREFIX_BYTES} bytes of header length`,
+      got: `${size} bytes`,
+    });
+  }
+  const prefix = await readRange(file, handle, 0, PREFIX_BYTES);
+  const length = new DataView(prefix.buffer).getBigUint64(0, true);
+  const limit = Math.min(size - PREFIX_BYTES, MAX_HEADER_BYTES);
+  if (length > limit) {
+    throw new FormatError({
+      where: `${file}: header length`,
+      rule: `must be at most ${limit}`,
+      got: `${length}`,
+    });
+  }
+  return parseHeader(file, await readRange(file, handle, PREFIX_BYTES, Number(length)), size);
+}
+
+/**
+ * Opens a file and checks its header; tensors are read when asked for.
+ * @throws FileError when it cannot be read; FormatError naming the field that breaks the format
+ */
+export async function openSafetensors(file: string): Promise<TensorSource> {
+  let handle: FileHandle;
+  try {
+    handle = await open(file, "r");
+  } catch (error) {
+    throw fileError(file, "readable", error);
+  }
+  let header: Header;
+  try {
+    header = await readHeader(file, handle);
+  } catch (error) {
+    await handle.close();
+    throw fileError(file, "readable", error);
+  }
+  const close = () => handle.close();
+  return {
+    tensors: header.entries,
+    metadata: header.metadata,
+    async read(name) {
+      const entry = header.entries.get(name);
+      if (entry === undefined) throw missing(file, name);
+      try {
+        const data = await readRange(file, handle, entry.start, entry.bytes);
+        return { dtype: entry.dtype, shape: entry.shape, data };
+      } catch (error) {
+        throw fileError(file, "readable", error);
+      }
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
+
+function missing(file: string, name: string): FormatError {
+  return new FormatError({ where: file, rule: `must hold the tensor ${show(name)}`, got: "no such tensor" });
+}
+
+function parseWeightMap(indexFile: string, index: unknown): Map<string, string> {
+  const where = `${indexFile}: weight_map`;
+  const map = isObject(index) ? index["weight_map"] : undefined;
+  if (!isObject(map)) {
+    throw new FormatError({ where, rule: "must be an object of tensor names to file names", got: show(map) });
+  }
+  const files = new Map<string, string>();
+  for (const [name, file] of Object.entries(map)) {
+    // A shard lies beside its index: a path could name any file of this machine.
+    if (typeof file !== "string" || /[/\\\0]/.test(file) || file === "." || file === "..") {
+      throw new FormatError({
+        where: `${where}.${brief(name)}`,
+        rule: "must be a file name, without a folder",
+        got: show(file),
+      });
+    }
+    files.set(name, file);
+  }
+  return files;
+}
+
+/**
+ * Opens the files that a `model.safetensors.index.json` names; the index and the files must agree on every tensor.
+ * @throws FileError when a file cannot be read; FormatError when the index or a file breaks its format, or they disagree
+ */
+export async function openSharded(indexFile: string): Promise<TensorSource> {
+  const weightMap = parseWeightMap(indexFile, await readJson(indexFile));
+  const shards = new Map<string, TensorSource>();
+  const close = async () => {
+    await Promise.all([...shards.values()].map((shard) => shard.close()));
+  };
+  const tensors = new Map<string, TensorInfo>();
+  const metadata: Record<string, string> = {};
+  try {
+    for (const shardName of new Set(weightMap.values())) {
+      const file = join(dirname(indexFile), shardName);
+      const shard = await openSafetensors(file);
+      shards.set(shardName, shard);
+      Object.assign(metadata, shard.metadata);
+      for (const name of shard.tensors.keys()) {
+        if (weightMap.get(name) !== shardName) {
+          throw new FormatError({
+            where: `${file}: ${brief(name)}`,
+            rule: `must be where ${basename(indexFile)} says`,
+            got: weightMap.has(name) ? `${weightMap.get(name)} there` : "no such tensor there",
+          });
+        }
+      }
+    }
+    for (const [name, shardName] of weightMap) {
+      const info = shards.get(shardName)?.tensors.get(name);
+      if (info === undefined) throw missing(join(dirname(indexFile), shardName), name);
+      tensors.set(name, info);
+    }
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  return {
+    tensors,
+    metadata,
+    read(name) {
+      const shard = shards.get(weightMap.get(name) ?? "");
+      return shard === undefined ? Promise.reject(missing(indexFile, name)) : shard.read(name);
+    },
+    close,
+    [Symbol.asyncDispose]: close,
+  };
+}
+
+/**
+ * Every tensor of a file, in memory.
+ * @throws FileError when it cannot be read; FormatError naming the field that breaks the format
+ */
+export async function readSafetensors(
+  file: string,
+): Promise<{ tensors: Map<string, StoredTensor>; metadata: Record<string, string> }> {
+  const source = await openSafetensors(file);
+  try {
+    const tensors = new Map<string, StoredTensor>();
+    for (const name of source.tensors.keys()) tensors.set(name, await source.read(name));
+    return { tensors, metadata: { ...source.metadata } };
+  } finally {
+    await source.close();
+  }
+}
+
+/** By code unit, as every machine does it: `localeCompare` would let the locale decide. */
+const byName = (a: string, b: string) => (a < b ? -1 : a > b ? 1 : 0);
+
+function encodeHeader(
+  file: string,
+  tensors: Readonly<Record<string, TensorBytes>>,
+  metadata: Readonly<Record<string, string>>,
+): { readonly header: Uint8Array; readonly order: readonly TensorBytes[] } {
+  const laidOut = Object.entries(tensors)
+    .map(([name, tensor]) => ({ name, tensor, rank: FILE_DTYPES.findIndex((d) => d.dtype === tensor.dtype) }))
+    .sort((a, b) => a.rank - b.rank || byName(a.name, b.name));
+  const fields: string[] = [];
+  const keys = Object.keys(metadata).sort(byName);
+  if (keys.length > 0) {
+    const pairs = keys.map((key) => `${JSON.stringify(key)}:${JSON.stringify(metadata[key])}`);
+    fields.push(`${JSON.stringify(METADATA)}:{${pairs.join(",")}}`);
+  }
+  let end = 0;
+  for (const { name, tensor, rank } of laidOut) {
+    const dtype = FILE_DTYPES[rank]!;
+    const bytes = sizeOf(tensor.shape) * dtype.bytes;
+    if (name === METADATA || bytes !== tensor.data.byteLength) {
+      throw new FormatError({
+        where: `${file}: ${name}`,
+        rule:
+          name === METADATA
+            ? "is a name the format keeps for itself"
+            : `${dtype.name}[${tensor.shape.join(",")}] takes ${bytes} bytes`,
+        got: `${tensor.data.byteLength} bytes`,
+      });
+    }
+    const info = { dtype: dtype.name, shape: tensor.shape, data_offsets: [end, end + bytes] };
+    fields.push(`${JSON.stringify(name)}:${JSON.stringify(info)}`);
+    end += bytes;
+  }
+  const json = Buffer.from(`{${fields.join(",")}}`, "utf8");
+  const padded = Math.ceil(json.length / PREFIX_BYTES) * PREFIX_BYTES;
+  const header = Buffer.alloc(PREFIX_BYTES + padded, " ");
+  header.writeBigUInt64LE(BigInt(padded));
+  json.copy(header, PREFIX_BYTES);
+  return { header, order: laidOut.map((item) => item.tensor) };
+}
+
+/**
+ * Writes a file whole or not at all. The bytes depend on names and values alone, not on the order of `tensors`: widest
+ * dtype first, then by name, and the header padded so that the data starts at a multiple of eight.
+ * @throws FormatError when a tensor's bytes do not fit its shape; FileError when the file cannot be written
+ */
+export async function writeSafetensors(
+  file: string,
+  tensors: Readonly<Record<string, TensorBytes>>,
+  metadata: Readonly<Record<string, string>> = {},
+): Promise<void> {
+  const { header, order } = encodeHeader(file, tensors, metadata);
+  const data = order.map(
+    (tensor) => new Uint8Array(tensor.data.buffer, tensor.data.byteOffset, tensor.data.byteLength),
+  );
+  await writeFileAtomic(file, [header, ...data]);
+}
