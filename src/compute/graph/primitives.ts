@@ -5,6 +5,7 @@
 
 import { invariant } from "../../base/errors.ts";
 import { type DType, typedArray } from "../tensor/dtype.ts";
+import { toHalfBits } from "../tensor/half.ts";
 import { type HostArray, hostArray } from "../tensor/host.ts";
 import { normalizeAxis, type Shape, sameShape, sizeOf } from "../tensor/shape.ts";
 import type { Value } from "./ir.ts";
@@ -22,7 +23,7 @@ export function constant(like: Value, value: HostArray): Value {
 export function scalar(like: Value, value: number, dtype: DType = like.dtype): Value {
   const data = typedArray(dtype, 1);
   if (data instanceof BigInt64Array) data[0] = BigInt(value);
-  else data[0] = value;
+  else data[0] = dtype === "f16" ? toHalfBits(value) : value;
   return constantIn(like, hostArray(dtype, [], data));
 }
 

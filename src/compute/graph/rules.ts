@@ -22,6 +22,9 @@ const NUMBER: readonly DType[] = ["f32", "f16", "i32", "i64"];
 const BOOL: readonly DType[] = ["bool"];
 const INDEX: readonly DType[] = ["i32"];
 
+/** ONNX Runtime's GroupQueryAttention refuses other head widths when it rotates, and only once it runs. */
+const HEAD_WIDTH_STEP = 16;
+
 function show(inputs: readonly TensorSpec[]): string {
   return inputs.map(showSpec).join(", ");
 }
@@ -49,6 +52,16 @@ function expectCount(where: string, inputs: readonly TensorSpec[], count: number
   }
 }
 
+function expectSameDType(where: string, inputs: readonly TensorSpec[], alike: readonly TensorSpec[]): void {
+  if (alike.every((x) => x.dtype === alike[0]!.dtype)) return;
+  throw new DTypeError({
+    where,
+    rule: "arguments must share a dtype",
+    got: show(inputs),
+    remedy: "Cast one",
+  });
+}
+
 const unary =
   (where: string, dtypes: readonly DType[]) =>
   (inputs: readonly TensorSpec[]): TensorSpec[] => {
@@ -63,14 +76,7 @@ const binary =
     expectCount(where, inputs, 2);
     const a = argument(where, inputs, 0, dtypes);
     const b = argument(where, inputs, 1, dtypes);
-    if (a.dtype !== b.dtype) {
-      throw new DTypeError({
-        where,
-        rule: "arguments must share a dtype",
-        got: show(inputs),
-        remedy: "Cast one",
-      });
-    }
+    expectSameDType(where, inputs, [a, b]);
     return [{ dtype: result ?? a.dtype, shape: broadcastShapes(where, a.shape, b.shape) }];
   };
 
@@ -162,6 +168,7 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     expectCount("matmul", inputs, 2);
     const a = argument("matmul", inputs, 0, FLOAT);
     const b = argument("matmul", inputs, 1, FLOAT);
+    expectSameDType("matmul", inputs, [a, b]);
     const [M, K] = a.shape.slice(-2);
     const [K2, N] = b.shape.slice(-2);
     if (N === undefined || M === undefined || K === undefined || K !== K2) {
@@ -181,7 +188,8 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
 
   reshape: (inputs, { shape }) => {
     expectCount("reshape", inputs, 1);
-    if (sizeOf(shape) !== sizeOf(inputs[0]!.shape)) {
+    // Two negative sizes would multiply to a size that fits.
+    if (shape.some((n) => n < 0) || sizeOf(shape) !== sizeOf(inputs[0]!.shape)) {
       throw new ShapeError({ where: "reshape", rule: `must keep the size of [${shape}]`, got: show(inputs) });
     }
     return [{ dtype: inputs[0]!.dtype, shape }];
@@ -293,6 +301,7 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     expectCount("rmsNorm", inputs, 2);
     const { last } = splitLast("rmsNorm", argument("rmsNorm", inputs, 0, FLOAT));
     const weight = argument("rmsNorm", inputs, 1, FLOAT);
+    expectSameDType("rmsNorm", inputs, [inputs[0]!, weight]);
     if (!sameShape(weight.shape, [last])) {
       throw new ShapeError({
         where: "rmsNorm",
@@ -307,6 +316,7 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     const x = argument("rotary", inputs, 0, FLOAT);
     const positions = argument("rotary", inputs, 1, INDEX);
     const [cos, sin] = [inputs[2]!, inputs[3]!];
+    expectSameDType("rotary", inputs, [x, cos, sin]);
     const headWidth = (cos.shape[1] ?? Number.NaN) * 2;
     const fits =
       x.shape.length === 3 &&
@@ -336,6 +346,8 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
       TensorSpec,
       TensorSpec,
     ];
+    argument("cachedAttention", inputs, 0, FLOAT);
+    expectSameDType("cachedAttention", inputs, [q, k, v, pastKeys, pastValues, cos, sin]);
     const [B, Hk, S, D] = pastKeys.shape;
     const T = q.shape[1];
     const fits =
@@ -344,6 +356,8 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
       S !== undefined &&
       D !== undefined &&
       T !== undefined &&
+      T <= S &&
+      pastKeys.shape.length === 4 &&
       heads % kvHeads === 0 &&
       sameShape(q.shape, [B, T, heads * D]) &&
       sameShape(k.shape, [B, T, kvHeads * D]) &&
@@ -358,8 +372,16 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     if (!fits) {
       throw new ShapeError({
         where: "cachedAttention",
-        rule: "q [B,T,H·D], k and v [B,T,Hk·D], caches [B,Hk,S,D], lengths i32[B], total i32[1], cos and sin [S,D/2]; Hk divides H",
+        rule: "q [B,T,H·D], k and v [B,T,Hk·D], caches [B,Hk,S,D], lengths i32[B], total i32[1], cos and sin [S,D/2]; T ≤ S, Hk divides H",
         got: `${show(inputs)} with H=${heads}, Hk=${kvHeads}`,
+      });
+    }
+    if (D % HEAD_WIDTH_STEP !== 0) {
+      throw new ShapeError({
+        where: "cachedAttention",
+        rule: `D must be a multiple of ${HEAD_WIDTH_STEP}`,
+        got: `D=${D} (${show(inputs)})`,
+        remedy: "Choose another head width",
       });
     }
     const cache = { dtype: pastKeys.dtype, shape: pastKeys.shape };

@@ -47,7 +47,11 @@ class Trace {
   #attributeKey(primitive: PrimitiveName, attributes: object): string {
     if (primitive !== "constant") return JSON.stringify(attributes);
     const { value } = attributes as Attributes["constant"];
-    if (value.data.length === 1) return `${value.dtype}[${value.shape}]=${value.data[0]}`;
+    if (value.data.length === 1) {
+      // Division tells 0 and −0 apart, their text does not.
+      const element = Object.is(value.data[0], -0) ? "-0" : value.data[0];
+      return `${value.dtype}[${value.shape}]=${element}`;
+    }
     let index = this.#constants.get(value);
     if (index === undefined) {
       index = this.#constants.size;

@@ -55,6 +55,8 @@ class Emitter {
   readonly nodes: NodeProto[] = [];
   readonly initializers: TensorProto[] = [];
   readonly #names = new Map<Value, string>();
+  /** Names that the graph's inputs and outputs bear. */
+  readonly #claimed = new Set<string>();
   readonly #shared = new Map<string, string>();
   #next = 0;
 
@@ -69,13 +71,17 @@ class Emitter {
 
   /** @returns false when the value already has a name */
   claim(x: Value, name: string): boolean {
+    this.#claimed.add(name);
     if (this.#names.has(x)) return false;
     this.#names.set(x, name);
     return true;
   }
 
   fresh(): string {
-    return `t${this.#next++}`;
+    for (;;) {
+      const name = `t${this.#next++}`;
+      if (!this.#claimed.has(name)) return name;
+    }
   }
 
   node(
@@ -177,7 +183,16 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   equal: same("Equal"),
   and: same("And"),
   or: same("Or"),
-  where: same("Where"),
+  where: (emitter, application, [condition, a, b], outputs) => {
+    if (application.outputs[0]!.dtype !== "bool") {
+      emitter.node("Where", [condition!, a!, b!], outputs);
+      return;
+    }
+    // The CPU has no Where kernel for booleans: (condition ∧ a) ∨ (¬condition ∧ b).
+    const otherwise = emitter.temporary("Not", [condition!]);
+    const chosen = [emitter.temporary("And", [condition!, a!]), emitter.temporary("And", [otherwise, b!])];
+    emitter.node("Or", chosen, outputs);
+  },
 
   reduceSum: reduction("ReduceSum"),
   reduceMax: reduction("ReduceMax"),
@@ -215,7 +230,9 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     if (rows <= ONE_HOT_ROWS) {
       const flatIds = emitter.temporary("Reshape", [ids!, emitter.integers([count])]);
       const offOn = emitter.floats([0, 1], [2]);
-      const oneHot = emitter.temporary("OneHot", [flatIds, emitter.integers([rows]), offOn], { axis: 0 });
+      // The depth shares the dtype of the ids: the only combination the CPU kernel has for i32.
+      const depth = emitter.tensor("i32", [1], Int32Array.of(rows));
+      const oneHot = emitter.temporary("OneHot", [flatIds, depth, offOn], { axis: 0 });
       const product = emitter.temporary("MatMul", [oneHot, flatUpdates]);
       emitter.node("Reshape", [product, shape], outputs);
       return;

@@ -205,6 +205,7 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
     const isFloat = dtype === "f32" || dtype === "f16";
     return [isFloat || dtype === "bool" ? x!.data : x!.data.map(Math.trunc)];
   },
+  stopGradient: ([x]) => [x!.data],
 
   add: binary((a, b) => a + b),
   sub: binary((a, b) => a - b),
