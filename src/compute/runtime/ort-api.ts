@@ -14,11 +14,12 @@ export const ORT_API_VERSION = 29;
 /** Address of an object that ONNX Runtime owns; null for none. */
 export type Handle = bigint | null;
 
-/** Values of `GraphOptimizationLevel`, `OrtLoggingLevel`, `OrtAllocatorType`, `OrtMemType`. */
+/** Values of `GraphOptimizationLevel`, `OrtLoggingLevel`, `OrtAllocatorType`, `OrtMemType`, `ArenaExtendStrategy`. */
 export const ENABLE_ALL_OPTIMIZATIONS = 99;
 export const LOG_ERRORS = 3;
 export const ARENA_ALLOCATOR = 1;
 export const DEFAULT_MEMORY = 0;
+export const EXTEND_AS_REQUESTED = 1;
 
 /** What JavaScript passes for each kind of parameter. `out…` take an array of one element, which is filled in. */
 interface Parameters {
@@ -42,14 +43,12 @@ interface Results {
   /** `OrtStatus *`: null for success, otherwise to be released by the caller. */
   status: Handle;
   text: string;
-  int: number;
   void: undefined;
 }
 
 type Entry = readonly [index: number, returns: keyof Results, takes: readonly (keyof Parameters)[]];
 
 export const ORT_API = {
-  GetErrorCode: [1, "int", ["handle"]],
   GetErrorMessage: [2, "text", ["handle"]],
   ReleaseStatus: [93, "void", ["handle"]],
 
@@ -58,6 +57,9 @@ export const ORT_API = {
   GetAllocatorWithDefaultOptions: [78, "status", ["outHandle"]],
   AllocatorFree: [76, "status", ["handle", "handle"]],
   CreateCpuMemoryInfo: [69, "status", ["int", "int", "outHandle"]],
+  CreateArenaCfgV2: [164, "status", ["texts", "memory", "size", "outHandle"]],
+  ReleaseArenaCfg: [157, "void", ["handle"]],
+  CreateAndRegisterAllocator: [144, "status", ["handle", "handle", "handle"]],
 
   CreateSessionOptions: [10, "status", ["outHandle"]],
   ReleaseSessionOptions: [100, "void", ["handle"]],
@@ -145,7 +147,6 @@ function parameterType(kind: keyof Parameters) {
 const RESULT_TYPES: { readonly [Kind in keyof Results]: string } = {
   status: POINTER,
   text: "str",
-  int: "int",
   void: "void",
 };
 

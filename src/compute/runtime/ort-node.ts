@@ -68,7 +68,8 @@ function createSession(model: Uint8Array, options: SessionOptions): Session {
       intraOpNumThreads: options.threads,
       graphOptimizationLevel: "all",
       logSeverityLevel: 3,
-      extra: { session: { intra_op: { allow_spinning: "1" } } },
+      // As through the C API; the reasons are there.
+      extra: { session: { intra_op: { allow_spinning: "1" }, force_spinning_stop: "1" } },
       // The location of an external initializer is its name.
       externalData: Object.entries(options.initializers).map(([path, { data }]) => ({
         path,
