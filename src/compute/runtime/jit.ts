@@ -1,0 +1,110 @@
+/** From traced function to program: compiled once per key, which stands for shapes, dtypes and options. */
+
+import type { Graph, Value } from "../graph/ir.ts";
+import { checkGraph, type Outputs, trace } from "../graph/trace.ts";
+import { lowerToOnnx } from "../onnx/lower.ts";
+import type { TensorSpec } from "../tensor/shape.ts";
+import type { DeviceTensor } from "./device-tensor.ts";
+import type { NamedTensors, Program } from "./program.ts";
+import type { Runtime } from "./runtime.ts";
+
+export interface CompileOptions {
+  /** For errors and profiles. */
+  readonly name?: string;
+  /** Values of inputs that never change: the runtime lays them out anew for its kernels. */
+  readonly initializers?: NamedTensors;
+  /** Input and output pairs that share memory: attention caches. */
+  readonly inPlace?: readonly (readonly [input: string, output: string])[];
+}
+
+/** A program and the specs of what it yields, so that a caller can make tensors for them. */
+export interface Compiled {
+  readonly program: Program;
+  readonly outputs: Readonly<Record<string, TensorSpec>>;
+}
+
+/** Lowers and loads a graph. */
+export async function compile(
+  runtime: Runtime,
+  graph: Graph,
+  options: CompileOptions = {},
+): Promise<Compiled> {
+  checkGraph(graph);
+  const fixed = options.initializers ?? {};
+  const model = lowerToOnnx(graph, { initializers: new Set(Object.keys(fixed)) });
+  const inputs = Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(fixed, name)));
+  const outputs = Object.fromEntries(graph.outputs);
+  return { program: await runtime.load(model, { ...options, inputs, outputs }), outputs };
+}
+
+/** Programs by key, each traced and compiled at first use. */
+export class ProgramCache {
+  readonly #runtime: Runtime;
+  readonly #programs = new Map<string, Promise<Compiled>>();
+
+  constructor(runtime: Runtime) {
+    this.#runtime = runtime;
+  }
+
+  /**
+   * The program of this key.
+   * @param key  must tell apart everything `build` depends on
+   */
+  get(
+    key: string,
+    build: () => { readonly graph: Graph; readonly options?: CompileOptions },
+  ): Promise<Compiled> {
+    let program = this.#programs.get(key);
+    if (program === undefined) {
+      const { graph, options } = build();
+      program = compile(this.#runtime, graph, { name: key, ...options });
+      this.#programs.set(key, program);
+      // A program that failed to build is not remembered.
+      program.catch(() => this.#programs.delete(key));
+    }
+    return program;
+  }
+
+  async dispose(): Promise<void> {
+    const programs = [...this.#programs.values()];
+    this.#programs.clear();
+    for (const program of await Promise.allSettled(programs)) {
+      if (program.status === "fulfilled") program.value.program.dispose();
+    }
+  }
+}
+
+/**
+ * Traces, compiles and runs a function once per signature of its arguments, on fresh tensors: convenient for tests and
+ * small computations. Hot loops bind their own tensors.
+ */
+export function jit(
+  runtime: Runtime,
+  fn: (inputs: Readonly<Record<string, Value>>) => Outputs,
+): (inputs: NamedTensors) => Promise<NamedTensors> {
+  const programs = new ProgramCache(runtime);
+  return async (inputs) => {
+    const specs = Object.fromEntries(
+      Object.entries(inputs).map(([name, { dtype, shape }]) => [name, { dtype, shape }]),
+    );
+    const compiled = await programs.get(JSON.stringify(specs), () => ({ graph: trace(specs, fn) }));
+    const outputs = tensorsOf(runtime, compiled.outputs);
+    const call = compiled.program.bind(inputs, outputs);
+    try {
+      await call.run();
+    } finally {
+      call.dispose();
+    }
+    return outputs;
+  };
+}
+
+/** Zeroed tensors of the given specs. */
+export function tensorsOf(
+  runtime: Runtime,
+  specs: Readonly<Record<string, TensorSpec>>,
+): Record<string, DeviceTensor> {
+  return Object.fromEntries(
+    Object.entries(specs).map(([name, { dtype, shape }]) => [name, runtime.tensor(dtype, shape)]),
+  );
+}

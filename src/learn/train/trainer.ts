@@ -1,0 +1,409 @@
+/**
+ * A model in training: weights, optimizer state, and the two programs that move them.
+ *
+ * `accumulate` runs forward and backward on a micro-batch and adds its gradients to those waiting; `apply` turns them
+ * into an update. Weights and optimizer state exist twice and are written in turn, because a graph must never write
+ * over its own input; so a step whose numbers are not finite is dropped by simply not taking its turn.
+ */
+
+import { ConfigError, NumericError } from "../../base/errors.ts";
+import { grad } from "../../compute/grad/reverse.ts";
+import type { Value } from "../../compute/graph/ir.ts";
+import { add, mul, scalar } from "../../compute/graph/primitives.ts";
+import { trace } from "../../compute/graph/trace.ts";
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
+import type { Call } from "../../compute/runtime/program.ts";
+import type { Runtime } from "../../compute/runtime/runtime.ts";
+import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
+import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
+import {
+  type LlamaConfig,
+  llamaParameters,
+  llamaTrain,
+  type ParameterSpec,
+  weightSpecs,
+} from "../../model/arch/llama.ts";
+import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
+import { batchSpecs, type Loss } from "./losses.ts";
+import type { PackedBatch } from "./pack.ts";
+
+export interface OptimizerOptions {
+  /** Optimizer of the matrices; embeddings, head and norms always take AdamW. */
+  readonly matrices: "muon" | "adamw";
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly epsilon: number;
+  /** Muon's momentum. */
+  readonly momentum: number;
+  /** Decoupled decay of matrices, embeddings and head; norms are not decayed. */
+  readonly weightDecay: number;
+  /** Global norm to which gradients are clipped. */
+  readonly clipNorm: number;
+}
+
+export const OPTIMIZER_DEFAULTS: OptimizerOptions = {
+  matrices: "muon",
+  beta1: 0.9,
+  beta2: 0.95,
+  epsilon: 1e-8,
+  momentum: 0.95,
+  weightDecay: 0,
+  clipNorm: 1,
+};
+
+/** Rates of one update. */
+export interface Rates {
+  /** Of what AdamW moves. */
+  readonly adamW: number;
+  /** Of what Muon moves. */
+  readonly muon: number;
+}
+
+/** Statistics of one or more micro-batches: sums add up, maxima take the larger. */
+export interface Statistics {
+  loss: number;
+  readonly sums: Record<string, number>;
+  readonly maxima: Record<string, number>;
+}
+
+type Slot = 0 | 1;
+type Floats = Record<string, DeviceTensor<"f32">>;
+
+const other = (slot: Slot): Slot => (slot === 0 ? 1 : 0);
+
+/** Names of optimizer state, next to the weight they belong to. */
+const stateNames = {
+  m: (name: string): string => `m/${name}`,
+  v: (name: string): string => `v/${name}`,
+};
+
+/** Prefixes of the second copies in a graph: what is written, and gradients. */
+const NEXT = "next/";
+const GRADIENT = "gradient/";
+const WAITING = "waiting/";
+
+export class Trainer {
+  readonly config: LlamaConfig;
+  readonly options: OptimizerOptions;
+  /** Updates taken so far. */
+  updates = 0;
+  readonly #runtime: Runtime;
+  readonly #programs: ProgramCache;
+  readonly #specs: readonly ParameterSpec[];
+  /** Weights and optimizer state, twice. */
+  readonly #state: readonly [Floats, Floats];
+  readonly #gradients: readonly [Floats, Floats];
+  readonly #calls = new Map<string, Call>();
+  readonly #buffers = new Map<string, Record<string, DeviceTensor>>();
+  #current: Slot = 0;
+  /** Where the waiting gradients are; undefined when none wait. */
+  #waiting: Slot | undefined;
+
+  private constructor(runtime: Runtime, config: LlamaConfig, options: OptimizerOptions) {
+    this.config = config;
+    this.options = options;
+    this.#runtime = runtime;
+    this.#programs = new ProgramCache(runtime);
+    this.#specs = llamaParameters(config);
+    const zeros = (specs: Record<string, TensorSpec>): Floats => tensorsOf(runtime, specs) as Floats;
+    this.#state = [zeros(this.stateSpecs()), zeros(this.stateSpecs())];
+    this.#gradients = [zeros(weightSpecs(config)), zeros(weightSpecs(config))];
+  }
+
+  /**
+   * A trainer over a copy of the given weights.
+   * @throws ConfigError when a weight is missing or of another shape
+   */
+  static create(
+    runtime: Runtime,
+    config: LlamaConfig,
+    weights: Readonly<Record<string, HostArray<"f32">>>,
+    options: Partial<OptimizerOptions> = {},
+  ): Trainer {
+    const trainer = new Trainer(runtime, config, { ...OPTIMIZER_DEFAULTS, ...options });
+    trainer.#write(weights, weightSpecs(config));
+    return trainer;
+  }
+
+  #usesMuon(spec: ParameterSpec): boolean {
+    return spec.kind === "matrix" && this.options.matrices === "muon";
+  }
+
+  /** Weights and optimizer state by name: what a checkpoint holds. */
+  stateSpecs(): Record<string, TensorSpec> {
+    const specs: Record<string, TensorSpec> = {};
+    for (const spec of this.#specs) {
+      const like: TensorSpec = { dtype: "f32", shape: spec.shape };
+      specs[spec.name] = like;
+      specs[stateNames.m(spec.name)] = like;
+      if (!this.#usesMuon(spec)) specs[stateNames.v(spec.name)] = like;
+    }
+    return specs;
+  }
+
+  /** The current weights: live tensors that the next `apply` replaces. */
+  weights(): Record<string, DeviceTensor<"f32">> {
+    const state = this.#state[this.#current];
+    return Object.fromEntries(this.#specs.map(({ name }) => [name, state[name]!]));
+  }
+
+  /** A copy of weights and optimizer state. */
+  snapshot(): Record<string, HostArray<"f32">> {
+    const state = Object.entries(this.#state[this.#current]);
+    return Object.fromEntries(
+      state.map(([name, { shape, data }]) => [name, hostArray("f32", shape, data.slice())]),
+    );
+  }
+
+  /** Continues from a snapshot. @throws ConfigError when it is of another model or optimizer */
+  restore(snapshot: Readonly<Record<string, HostArray<"f32">>>, updates: number): void {
+    this.#write(snapshot, this.stateSpecs());
+    this.#waiting = undefined;
+    this.updates = updates;
+  }
+
+  #write(arrays: Readonly<Record<string, HostArray<"f32">>>, specs: Record<string, TensorSpec>): void {
+    for (const [name, { shape }] of Object.entries(specs)) {
+      const array = arrays[name];
+      if (array === undefined || array.data.length !== sizeOf(shape)) {
+        throw new ConfigError({
+          where: `trainer: ${name}`,
+          rule: `needs a tensor f32[${shape}]`,
+          got: array === undefined ? "none" : `f32[${array.shape}]`,
+          remedy: "Use the weights and optimizer of the same model",
+        });
+      }
+      this.#state[this.#current][name]!.data.set(array.data);
+    }
+  }
+
+  /**
+   * Forward and backward on one micro-batch; its gradients are added to those waiting.
+   * @throws NumericError when the loss is not finite; the gradients waiting are then dropped
+   */
+  async accumulate(
+    loss: Loss,
+    batch: PackedBatch,
+    scalars: Readonly<Record<string, number>> = {},
+  ): Promise<Statistics> {
+    const [B, T] = batch.ids.shape as readonly [number, number];
+    const from = this.#waiting;
+    const to: Slot = from === undefined ? 0 : other(from);
+    const key = `${loss.key}:${B}x${T}`;
+    const inputs = this.#tensors(key, "in", {
+      ...batchSpecs(loss, B, T),
+      ...scalarSpecs(loss.scalars),
+    });
+    for (const name of ["ids", "positions", "segments", "targets"] as const)
+      (inputs[name]!.data as Int32Array).set(batch[name].data);
+    for (const name of loss.tokenInputs) {
+      const source = name === "weights" ? batch.weights : batch.extra[name];
+      if (source === undefined)
+        throw new ConfigError({ where: `loss ${loss.key}`, rule: `needs ${name} per token` });
+      (inputs[name]!.data as Float32Array).set(source.data);
+    }
+    for (const name of loss.scalars) {
+      const value = scalars[name];
+      if (value === undefined)
+        throw new ConfigError({ where: `loss ${loss.key}`, rule: `needs the scalar ${name}` });
+      (inputs[name]!.data as Float32Array)[0] = value;
+    }
+
+    const compiled = await this.#programs.get(`${key}:${from === undefined ? "first" : "more"}`, () => ({
+      graph: this.#lossGraph(loss, B, T, from !== undefined),
+    }));
+    const statisticSpecs = Object.entries(compiled.outputs).filter(([name]) => !name.startsWith(GRADIENT));
+    const outputs = this.#tensors(key, "out", Object.fromEntries(statisticSpecs)) as Floats;
+    const call = this.#call(`${key}:${this.#current}:${from}>${to}`, () => {
+      const waiting = from === undefined ? {} : prefixed(WAITING, this.#gradients[from]);
+      return compiled.program.bind(
+        { ...this.weights(), ...inputs, ...waiting },
+        { ...outputs, ...prefixed(GRADIENT, this.#gradients[to]) },
+      );
+    });
+    await call.run();
+
+    const statistics: Statistics = { loss: outputs["loss"]!.data[0]!, sums: {}, maxima: {} };
+    for (const [name, tensor] of Object.entries(outputs)) {
+      if (name.startsWith("sum/")) statistics.sums[name.slice(4)] = tensor.data[0]!;
+      if (name.startsWith("max/")) statistics.maxima[name.slice(4)] = tensor.data[0]!;
+    }
+    if (!Number.isFinite(statistics.loss)) {
+      this.#waiting = undefined;
+      throw new NumericError({
+        where: `update ${this.updates + 1}`,
+        rule: "the loss must be finite",
+        got: String(statistics.loss),
+        remedy: "The last good weights are kept; lower the learning rate or raise the clipping",
+      });
+    }
+    this.#waiting = to;
+    return statistics;
+  }
+
+  /**
+   * Takes one update with the gradients waiting.
+   * @returns the global gradient norm before clipping
+   * @throws NumericError naming the first tensor whose gradient is not finite; weights and state stay as they were
+   */
+  async apply(rates: Rates): Promise<{ gradientNorm: number }> {
+    const from = this.#waiting;
+    if (from === undefined)
+      throw new ConfigError({ where: "apply", rule: "needs gradients", remedy: "Call accumulate first" });
+    this.#waiting = undefined;
+    const step = this.updates + 1;
+    const { beta1, beta2, weightDecay, clipNorm } = this.options;
+    const scalars = {
+      adamWRate: rates.adamW,
+      muonRate: rates.muon,
+      weightDecay,
+      clipNorm,
+      correction1: 1 / (1 - beta1 ** step),
+      correction2: 1 / (1 - beta2 ** step),
+    };
+    const inputs = this.#tensors("apply", "in", scalarSpecs(Object.keys(scalars)));
+    for (const [name, value] of Object.entries(scalars)) (inputs[name]!.data as Float32Array)[0] = value;
+    const outputs = this.#tensors("apply", "out", scalarSpecs(["norm"])) as Floats;
+    const { program } = await this.#programs.get("apply", () => ({
+      graph: this.#updateGraph(Object.keys(scalars)),
+    }));
+    const next = other(this.#current);
+    const call = this.#call(`apply:${this.#current}:${from}`, () =>
+      program.bind(
+        { ...this.#state[this.#current], ...prefixed(GRADIENT, this.#gradients[from]), ...inputs },
+        { ...prefixed(NEXT, this.#state[next]), ...outputs },
+      ),
+    );
+    await call.run();
+    const gradientNorm = outputs["norm"]!.data[0]!;
+    if (!Number.isFinite(gradientNorm)) {
+      const bad = Object.entries(this.#gradients[from]).find(([, { data }]) => !data.every(Number.isFinite));
+      throw new NumericError({
+        where: `update ${step}`,
+        rule: "gradients must be finite",
+        got: bad === undefined ? `a global norm of ${gradientNorm}` : `a non-finite gradient of ${bad[0]}`,
+        remedy: "The last good weights are kept; lower the learning rate or raise the clipping",
+      });
+    }
+    this.#current = next;
+    this.updates = step;
+    return { gradientNorm };
+  }
+
+  /** The waiting gradients, copied; for tests and diagnosis. */
+  gradients(): Record<string, HostArray<"f32">> {
+    if (this.#waiting === undefined)
+      throw new ConfigError({ where: "gradients", rule: "needs gradients waiting" });
+    const entries = Object.entries(this.#gradients[this.#waiting]);
+    return Object.fromEntries(
+      entries.map(([name, { shape, data }]) => [name, hostArray("f32", shape, data.slice())]),
+    );
+  }
+
+  async dispose(): Promise<void> {
+    for (const call of this.#calls.values()) call.dispose();
+    this.#calls.clear();
+    await this.#programs.dispose();
+  }
+
+  /** Tensors of a program, made at first use. */
+  #tensors(key: string, side: "in" | "out", specs: Record<string, TensorSpec>): Record<string, DeviceTensor> {
+    let tensors = this.#buffers.get(`${side}:${key}`);
+    if (tensors === undefined) {
+      tensors = tensorsOf(this.#runtime, specs);
+      this.#buffers.set(`${side}:${key}`, tensors);
+    }
+    return tensors;
+  }
+
+  #call(key: string, bind: () => Call): Call {
+    let call = this.#calls.get(key);
+    if (call === undefined) {
+      call = bind();
+      this.#calls.set(key, call);
+    }
+    return call;
+  }
+
+  #lossGraph(loss: Loss, B: number, T: number, adding: boolean) {
+    const weights = weightSpecs(this.config);
+    const waiting = adding ? prefixed(WAITING, weights) : {};
+    const specs = { ...weights, ...batchSpecs(loss, B, T), ...scalarSpecs(loss.scalars), ...waiting };
+    return trace(specs, (x: Record<string, Value>) => {
+      const { ids, positions, segments, targets } = x as Record<
+        "ids" | "positions" | "segments" | "targets",
+        Value
+      >;
+      const logits = llamaTrain(x, { ids, positions, segments }, this.config);
+      const result = loss.build(logits, x, { targets, segments }, x);
+      const names = Object.keys(weights);
+      const gradients = grad(
+        result.loss,
+        names.map((name) => x[name]!),
+      );
+      const total = gradients.map((g, i) => (adding ? add(x[WAITING + names[i]!]!, g) : g));
+      return {
+        loss: result.loss,
+        ...prefixed("sum/", result.sums),
+        ...prefixed("max/", result.maxima),
+        ...Object.fromEntries(names.map((name, i) => [GRADIENT + name, total[i]!])),
+      };
+    });
+  }
+
+  #updateGraph(scalars: readonly string[]) {
+    const gradients = prefixed(GRADIENT, weightSpecs(this.config));
+    const specs = { ...this.stateSpecs(), ...gradients, ...scalarSpecs(scalars) };
+    return trace(specs, (x: Record<string, Value>) => {
+      const raw = this.#specs.map(({ name }) => x[GRADIENT + name]!);
+      const norm = globalNorm(raw);
+      const factor = clipFactor(norm, x["clipNorm"]!);
+      const clipped = new Map(this.#specs.map(({ name }, i) => [name, mul(raw[i]!, factor)]));
+      const next: Record<string, Value> = {};
+      const decay = x["weightDecay"]!;
+      const byShape = new Map<string, ParameterSpec[]>();
+      for (const spec of this.#specs.filter((spec) => this.#usesMuon(spec))) {
+        const key = spec.shape.join("x");
+        byShape.set(key, [...(byShape.get(key) ?? []), spec]);
+      }
+      for (const group of byShape.values()) {
+        const names = group.map(({ name }) => name);
+        const updated = muon(
+          names.map((name) => x[name]!),
+          names.map((name) => clipped.get(name)!),
+          names.map((name) => x[stateNames.m(name)]!),
+          { learningRate: x["muonRate"]!, weightDecay: decay },
+          this.options,
+        );
+        for (const [i, name] of names.entries()) {
+          next[NEXT + name] = updated.weights[i]!;
+          next[NEXT + stateNames.m(name)] = updated.momenta[i]!;
+        }
+      }
+      const rate = {
+        learningRate: x["adamWRate"]!,
+        correction1: x["correction1"]!,
+        correction2: x["correction2"]!,
+      };
+      for (const spec of this.#specs.filter((spec) => !this.#usesMuon(spec))) {
+        const { name } = spec;
+        const state = { m: x[stateNames.m(name)]!, v: x[stateNames.v(name)]! };
+        const weightDecay = spec.kind === "norm" ? scalar(decay, 0) : decay;
+        const updated = adamW(x[name]!, clipped.get(name)!, state, { ...rate, weightDecay }, this.options);
+        next[NEXT + name] = updated.weight;
+        next[NEXT + stateNames.m(name)] = updated.m;
+        next[NEXT + stateNames.v(name)] = updated.v;
+      }
+      return { norm, ...next };
+    });
+  }
+}
+
+function scalarSpecs(names: readonly string[]): Record<string, TensorSpec> {
+  return Object.fromEntries(names.map((name) => [name, { dtype: "f32" as const, shape: [] }]));
+}
+
+function prefixed<T>(prefix: string, record: Readonly<Record<string, T>>): Record<string, T> {
+  return Object.fromEntries(Object.entries(record).map(([name, value]) => [prefix + name, value]));
+}
