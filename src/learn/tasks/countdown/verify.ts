@@ -5,12 +5,11 @@
 import { type FormatOptions, hasFormat, readAnswer } from "../answer.ts";
 import type { WeightedReward } from "../task.ts";
 import { evaluatePostfix, parseExpression } from "./expression.ts";
+import type { Puzzle } from "./puzzle.ts";
 import { equals, format as formatRational, whole } from "./rational.ts";
 
-export interface Puzzle {
-  readonly numbers: readonly number[];
-  readonly target: number;
-}
+/** How often each number is to be used. */
+export type NumberUse = "at-most-once" | "exactly-once";
 
 export interface Verdict {
   /** accuracy and format, each times its weight. */
@@ -24,8 +23,8 @@ export interface Verdict {
 }
 
 export interface CountdownRules {
-  /** How often each number is to be used. @default "at-most-once" */
-  readonly use?: "at-most-once" | "exactly-once";
+  /** @default "at-most-once" */
+  readonly use?: NumberUse;
   /** What the format reward asks for. @default one thought, then one answer, nothing else */
   readonly format?: FormatOptions;
   /** @default { accuracy: 1, format: 1 }: R1-Zero weighs both the same (Nature 645:633, eq 4) */
@@ -47,7 +46,7 @@ function missingFrom(given: readonly number[], used: readonly number[]): number 
 export function checkAnswer(
   { numbers, target }: Puzzle,
   answer: string,
-  use: "at-most-once" | "exactly-once" = "at-most-once",
+  use: NumberUse = "at-most-once",
 ): { readonly correct: boolean; readonly reason: string } {
   const wrong = (reason: string) => ({ correct: false, reason });
   const parsed = parseExpression(answer, { maxNumbers: numbers.length });
