@@ -1,0 +1,124 @@
+/**
+ * Choosing the next token from logits, on the host, in double precision.
+ *
+ * Filters apply in the order of Hugging Face's generate: temperature, top-k, top-p, min-p. The log-probability that is
+ * reported is the one of the whole distribution at the temperature, before any filter: the quantity a trainer
+ * recomputes.
+ */
+
+import { ConfigError } from "../../base/errors.ts";
+
+export interface SamplingOptions {
+  /** 0 takes the most likely token; log-probabilities are then those of temperature 1. */
+  readonly temperature: number;
+  /** Keeps the k most likely tokens; 0 keeps all. */
+  readonly topK: number;
+  /** Keeps the smallest set of most likely tokens whose probabilities reach p; 1 keeps all. */
+  readonly topP: number;
+  /** Keeps tokens at least this share as likely as the likeliest; 0 keeps all. */
+  readonly minP: number;
+}
+
+export const SAMPLING_DEFAULTS: SamplingOptions = { temperature: 1, topK: 0, topP: 1, minP: 0 };
+
+/** @throws ConfigError naming the option outside its range */
+export function checkSampling(options: SamplingOptions): void {
+  const fail = (name: keyof SamplingOptions, rule: string): never => {
+    throw new ConfigError({ where: `sampling: ${name}`, rule, got: String(options[name]) });
+  };
+  if (!(options.temperature >= 0 && options.temperature < Infinity))
+    fail("temperature", "must be a number ≥ 0");
+  if (!(Number.isSafeInteger(options.topK) && options.topK >= 0)) fail("topK", "must be a whole number ≥ 0");
+  if (!(options.topP > 0 && options.topP <= 1)) fail("topP", "must be in (0, 1]");
+  if (!(options.minP >= 0 && options.minP < 1)) fail("minP", "must be in [0, 1)");
+}
+
+/** A token and its log-probability, nats. */
+export interface Choice {
+  id: number;
+  logp: number;
+}
+
+/** Samples rows of logits; its buffers are reused from call to call. */
+export class Sampler {
+  readonly #options: SamplingOptions;
+  readonly #mass: Float64Array;
+  readonly #order: Uint32Array;
+  readonly #filters: boolean;
+
+  constructor(vocabSize: number, options: SamplingOptions) {
+    checkSampling(options);
+    this.#options = options;
+    this.#mass = new Float64Array(vocabSize);
+    this.#order = new Uint32Array(vocabSize);
+    this.#filters = options.topK > 0 || options.topP < 1 || options.minP > 0;
+  }
+
+  /**
+   * @param logits   at least `offset + V` numbers, none of them NaN
+   * @param uniform  a number in [0, 1) that decides
+   */
+  choose(logits: Float32Array, offset: number, uniform: number): Choice {
+    const mass = this.#mass;
+    const { temperature } = this.#options;
+    const V = mass.length;
+    let best = 0;
+    for (let id = 1; id < V; id++) if (logits[offset + id]! > logits[offset + best]!) best = id;
+    const largest = logits[offset + best]!;
+    const scale = temperature === 0 ? 1 : 1 / temperature;
+    let total = 0;
+    for (let id = 0; id < V; id++) {
+      const m = Math.exp((logits[offset + id]! - largest) * scale);
+      mass[id] = m;
+      total += m;
+    }
+    if (temperature === 0) return { id: best, logp: -Math.log(total) };
+
+    let kept = total;
+    if (this.#filters) kept = this.#filter(total);
+    let left = uniform * kept;
+    let id = best;
+    // Rounding may leave a crumb after the last token; the likeliest token takes it.
+    for (let i = 0; i < V; i++) {
+      left -= mass[i]!;
+      if (left < 0) {
+        id = i;
+        break;
+      }
+    }
+    return { id, logp: (logits[offset + id]! - largest) * scale - Math.log(total) };
+  }
+
+  /** The probabilities a row of logits is sampled with, filters applied; for tests and inspection. */
+  probabilities(logits: Float32Array, offset = 0): Float64Array {
+    this.choose(logits, offset, 0);
+    if (this.#options.temperature === 0) {
+      const { id } = this.choose(logits, offset, 0);
+      return Float64Array.from(this.#mass, (_, i) => (i === id ? 1 : 0));
+    }
+    const kept = this.#mass.reduce((a, b) => a + b, 0);
+    return this.#mass.map((m) => m / kept);
+  }
+
+  /** Zeroes the mass of what the filters drop. @returns the mass that stays */
+  #filter(total: number): number {
+    const { topK, topP, minP } = this.#options;
+    const mass = this.#mass;
+    const V = mass.length;
+    const order = this.#order;
+    for (let i = 0; i < V; i++) order[i] = i;
+    // Equal masses keep the order of their ids, so that the result does not depend on the sort.
+    order.sort((a, b) => mass[b]! - mass[a]! || a - b);
+    const afterTopK = topK > 0 ? Math.min(topK, V) : V;
+    let candidates = 0;
+    for (let i = 0; i < afterTopK; i++) candidates += mass[order[i]!]!;
+    let keep = 0;
+    let kept = 0;
+    // Top-p counts within what top-k left; the token that crosses p stays in.
+    while (keep < afterTopK && (keep === 0 || kept < topP * candidates)) kept += mass[order[keep++]!]!;
+    const least = minP * mass[order[0]!]!;
+    while (keep > 1 && mass[order[keep - 1]!]! < least) kept -= mass[order[--keep]!]!;
+    for (let i = keep; i < V; i++) mass[order[i]!] = 0;
+    return keep === V ? total : kept;
+  }
+}
