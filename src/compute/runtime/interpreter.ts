@@ -155,6 +155,13 @@ function pick(data: Float64Array, offsets: Int32Array): Float64Array {
   return Float64Array.from(offsets, (offset) => data[offset]!);
 }
 
+/** @throws ShapeError when an index would read or write outside `size` elements, which loops would not notice */
+function expectWithin(where: string, indices: Float64Array, size: number): void {
+  const bad = indices.find((index) => !(index >= 0 && index < size));
+  if (bad === undefined) return;
+  throw new ShapeError({ where, rule: `indices must lie in 0 … ${size - 1}`, got: String(bad) });
+}
+
 const unary =
   (f: (x: number) => number): Kernel<PrimitiveName> =>
   ([x]) => [x!.data.map(f)];
@@ -300,6 +307,7 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
   },
 
   gatherRows: ([table, ids]) => {
+    expectWithin("gatherRows", ids!.data, table!.shape[0]!);
     const width = sizeOf(table!.shape.slice(1));
     const result = new Float64Array(ids!.data.length * width);
     for (const [i, id] of ids!.data.entries()) {
@@ -307,7 +315,8 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
     }
     return [result];
   },
-  scatterAddRows: ([ids, updates], _, [y]) => {
+  scatterAddRows: ([ids, updates], { rows }, [y]) => {
+    expectWithin("scatterAddRows", ids!.data, rows);
     const result = new Float64Array(sizeOf(y!.shape));
     const width = sizeOf(y!.shape.slice(1));
     for (const [i, id] of ids!.data.entries()) {
@@ -317,9 +326,11 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
   },
   takeAlongLast: ([x, indices]) => {
     const [from, width] = [x!.shape.at(-1)!, indices!.shape.at(-1)!];
+    expectWithin("takeAlongLast", indices!.data, from);
     return [indices!.data.map((index, i) => x!.data[Math.floor(i / width) * from + index]!)];
   },
   scatterAddLast: ([indices, updates], { size }, [y]) => {
+    expectWithin("scatterAddLast", indices!.data, size);
     const width = indices!.shape.at(-1)!;
     const result = new Float64Array(sizeOf(y!.shape));
     for (const [i, index] of indices!.data.entries()) {
@@ -337,7 +348,8 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
     }),
   ],
   rotary: ([x, positions, cos, sin]) => {
-    const half = cos!.shape[1]!;
+    const [positionCount, half] = cos!.shape as [number, number];
+    expectWithin("rotary", positions!.data, positionCount);
     const width = x!.shape[2]!;
     const result = new Float64Array(x!.data.length);
     for (let start = 0; start < result.length; start += 2 * half) {
@@ -390,6 +402,7 @@ function cachedAttention(
   for (let b = 0; b < B; b++) {
     const valid = lengths[b]! + 1;
     const past = total[0] === T ? 0 : valid - T;
+    expectWithin("cachedAttention", Float64Array.of(past, valid - 1), S);
     for (let position = past; position < valid; position++) {
       const row = b * T + position - past;
       for (let h = 0; h < Hk; h++) {
