@@ -1,0 +1,67 @@
+/** Log-probabilities of given tokens under given weights: the reference policy of the KL term, and the sampler's check. */
+
+import type { Value } from "../../compute/graph/ir.ts";
+import { div } from "../../compute/graph/primitives.ts";
+import { trace } from "../../compute/graph/trace.ts";
+import { logSoftmax } from "../../compute/ops/stable.ts";
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
+import type { Runtime } from "../../compute/runtime/runtime.ts";
+import type { TensorSpec } from "../../compute/tensor/shape.ts";
+import { type LlamaConfig, llamaTrain, weightSpecs } from "../../model/arch/llama.ts";
+import { targetLogp } from "./losses.ts";
+import type { PackedBatch } from "./pack.ts";
+
+const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;
+
+export class Scorer {
+  readonly #runtime: Runtime;
+  readonly #config: LlamaConfig;
+  readonly #programs: ProgramCache;
+
+  constructor(runtime: Runtime, config: LlamaConfig) {
+    this.#runtime = runtime;
+    this.#config = config;
+    this.#programs = new ProgramCache(runtime);
+  }
+
+  /**
+   * log π(target) at every position of a packed batch, from logits divided by the temperature.
+   * @returns f32[B·T], meaningless at padding
+   */
+  async score(
+    weights: Readonly<Record<string, DeviceTensor<"f32">>>,
+    batch: PackedBatch,
+    temperature: number,
+  ): Promise<Float32Array> {
+    const shape = batch.ids.shape;
+    const integers: Record<string, TensorSpec> = Object.fromEntries(
+      BATCH_INPUTS.map((name) => [name, { dtype: "i32" as const, shape }]),
+    );
+    const specs = { ...weightSpecs(this.#config), ...integers, temperature: { dtype: "f32" as const, shape: [] } };
+    const { program, outputs: outputSpecs } = await this.#programs.get(`score:${shape.join("x")}`, () => ({
+      graph: trace(specs, (x: Record<string, Value>) => {
+        const { ids, positions, segments, targets } = x as Record<(typeof BATCH_INPUTS)[number], Value>;
+        const logits = llamaTrain(x, { ids, positions, segments }, this.#config);
+        return { logp: targetLogp(logSoftmax(div(logits, x["temperature"]!)), targets) };
+      }),
+    }));
+    const inputs = tensorsOf(this.#runtime, integers) as Record<string, DeviceTensor<"i32">>;
+    for (const name of BATCH_INPUTS) inputs[name]!.data.set(batch[name].data);
+    const outputs = tensorsOf(this.#runtime, outputSpecs) as Record<string, DeviceTensor<"f32">>;
+    const call = program.bind(
+      { ...weights, ...inputs, temperature: this.#runtime.tensor("f32", [], [temperature]) },
+      outputs,
+    );
+    try {
+      await call.run();
+    } finally {
+      call.dispose();
+    }
+    return outputs["logp"]!.data;
+  }
+
+  async dispose(): Promise<void> {
+    await this.#programs.dispose();
+  }
+}
