@@ -1,0 +1,219 @@
+/**
+ * A model as a folder in Hugging Face layout: `config.json`, `generation_config.json`, `model.safetensors` (or its shards and
+ * their index), `tokenizer.json`, `tokenizer_config.json`.
+ */
+
+import { access } from "node:fs/promises";
+import { join } from "node:path";
+import { z } from "zod";
+import { ConfigError, FileError, FormatError } from "../../base/errors.ts";
+import { readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import type { HostArray } from "../../compute/tensor/host.ts";
+import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
+import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
+import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
+import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
+import { toF32 } from "./half.ts";
+import { openSafetensors, openSharded, type TensorSource, writeSafetensors } from "./safetensors.ts";
+
+/** The part of a model's folder that needs no tokenizer. */
+export interface ModelWeights extends ParsedLlamaConfig {
+  /** By Hugging Face name; all of {@link llamaParameters}, in that order, and no others. */
+  readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
+}
+
+export interface ModelFolder extends ModelWeights {
+  readonly tokenizer: Tokenizer;
+  /** `generation_config.json`; empty where there is none. */
+  readonly generationConfig: Readonly<Record<string, unknown>>;
+  /** The tokens that end a text: as the generation config says, or the model's config, or the tokenizer. */
+  readonly stopIds: readonly number[];
+}
+
+const CONFIG = "config.json";
+const GENERATION = "generation_config.json";
+const WEIGHTS = "model.safetensors";
+const INDEX = "model.safetensors.index.json";
+const HEAD = "lm_head.weight";
+const EMBEDDING = "model.embed_tokens.weight";
+
+const fileExists = (path: string): Promise<boolean> =>
+  access(path).then(
+    () => true,
+    () => false,
+  );
+
+async function openWeights(folder: string): Promise<{ source: TensorSource; file: string }> {
+  const file = join(folder, WEIGHTS);
+  if (await fileExists(file)) return { source: await openSafetensors(file), file };
+  const index = join(folder, INDEX);
+  if (await fileExists(index)) return { source: await openSharded(index), file: index };
+  throw new FileError({
+    where: folder,
+    rule: `must hold ${WEIGHTS} or ${INDEX}`,
+    got: "neither",
+    remedy: "Other formats of weights must be converted to safetensors first",
+  });
+}
+
+/**
+ * Names a file may hold beyond the model's own: rotary frequencies, which old conversions stored though they follow from the
+ * config, and the head of a tied model, which must equal the embedding.
+ */
+function isRedundant(name: string, config: LlamaConfig): boolean {
+  return name.endsWith(".rotary_emb.inv_freq") || (config.tieEmbeddings && name === HEAD);
+}
+
+/** @throws FormatError naming the first tensor that is missing, of another shape or not the model's */
+function checkTensors(
+  file: string,
+  tensors: ReadonlyMap<string, { readonly shape: Shape }>,
+  config: LlamaConfig,
+): void {
+  const expected = new Map(llamaParameters(config).map(({ name, shape }) => [name, shape]));
+  for (const [name, shape] of expected) {
+    const found = tensors.get(name)?.shape;
+    if (found === undefined || !sameShape(found, shape)) {
+      throw new FormatError({
+        where: `${file}: ${name}`,
+        rule: `must have the shape [${shape.join(",")}] that the config asks for`,
+        got: found === undefined ? "no such tensor" : `[${found.join(",")}]`,
+      });
+    }
+  }
+  for (const name of tensors.keys()) {
+    if (!expected.has(name)) {
+      throw new FormatError({
+        where: `${file}: ${name}`,
+        rule: "must be a tensor of the model that the config describes",
+        got: "another",
+      });
+    }
+  }
+}
+
+/** A tied model whose file holds a head of its own, other than the embedding, would change its answers on the way. */
+async function checkTiedHead(file: string, source: TensorSource): Promise<void> {
+  const [head, embedding] = [await source.read(HEAD), await source.read(EMBEDDING)];
+  if (head.dtype === embedding.dtype && Buffer.compare(head.data, embedding.data) === 0) return;
+  throw new FormatError({
+    where: `${file}: ${HEAD}`,
+    rule: `must equal ${EMBEDDING} where tie_word_embeddings is true`,
+    got: "other values",
+    remedy: "Set tie_word_embeddings to false in config.json if the head is meant to differ",
+  });
+}
+
+/**
+ * A model's configuration and weights, widened to float32.
+ * @throws FileError when a file is missing; ConfigError on an unsupported setting; FormatError when a file breaks its format or
+ *   its tensors are not those of the config
+ */
+export async function loadModelWeights(folder: string): Promise<ModelWeights> {
+  await recoverFolder(folder);
+  const configFile = join(folder, CONFIG);
+  const { config, extra } = parseLlamaConfig(configFile, await readJson(configFile));
+  const { source, file } = await openWeights(folder);
+  try {
+    const own = [...source.tensors].filter(([name]) => !isRedundant(name, config));
+    checkTensors(file, new Map(own), config);
+    if (config.tieEmbeddings && source.tensors.has(HEAD)) await checkTiedHead(file, source);
+    const tensors: Record<string, HostArray<"f32">> = {};
+    for (const { name } of llamaParameters(config)) {
+      tensors[name] = toF32(await source.read(name), `${file}: ${name}`);
+    }
+    return { config, extra, tensors };
+  } finally {
+    await source.close();
+  }
+}
+
+const TokenIds = z.union([
+  z
+    .int()
+    .nonnegative()
+    .transform((id) => [id]),
+  z.array(z.int().nonnegative()).nonempty(),
+]);
+
+/** @throws ConfigError when they are given and are no token ids */
+function stopIdsOf(file: string, json: Readonly<Record<string, unknown>>): readonly number[] | undefined {
+  const ids = json["eos_token_id"] ?? undefined;
+  if (ids === undefined) return undefined;
+  const parsed = TokenIds.safeParse(ids);
+  if (parsed.success) return parsed.data;
+  throw new ConfigError({
+    where: `${file}: eos_token_id`,
+    rule: "must be a token id or a list of them",
+    got: JSON.stringify(ids),
+  });
+}
+
+function checkVocabulary(where: string, config: LlamaConfig, tokenizer: Tokenizer): void {
+  if (tokenizer.vocabSize <= config.vocabSize) return;
+  throw new ConfigError({
+    where: `${where}: vocab_size`,
+    rule: `must be at least the tokenizer's ${tokenizer.vocabSize} tokens`,
+    got: `${config.vocabSize}`,
+  });
+}
+
+async function readGenerationConfig(file: string): Promise<Record<string, unknown>> {
+  if (!(await fileExists(file))) return {};
+  const parsed = z.record(z.string(), z.unknown()).safeParse(await readJson(file));
+  if (parsed.success) return parsed.data;
+  throw new FormatError({ where: file, rule: "must be a JSON object", got: "something else" });
+}
+
+/**
+ * A whole model.
+ * @throws as {@link loadModelWeights} and {@link loadTokenizer}; ConfigError when the tokenizer has ids beyond the model's
+ */
+export async function loadModelFolder(folder: string): Promise<ModelFolder> {
+  const weights = await loadModelWeights(folder);
+  const tokenizer = await loadTokenizer(folder);
+  const [configFile, generationFile] = [join(folder, CONFIG), join(folder, GENERATION)];
+  checkVocabulary(configFile, weights.config, tokenizer);
+  const generationConfig = await readGenerationConfig(generationFile);
+  const stopIds = stopIdsOf(generationFile, generationConfig) ??
+    stopIdsOf(configFile, weights.extra) ?? [tokenizer.eosId];
+  return { ...weights, tokenizer, generationConfig, stopIds };
+}
+
+/**
+ * Writes a model's folder whole or not at all, replacing one that is there. Transformers, vLLM and llama.cpp load it.
+ * @param model.tensors  exactly the tensors of {@link llamaParameters}
+ * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
+ * @param model.generationConfig  written over the same ids. @default nothing more
+ * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
+ *   tensors are not those of the config; FileError when the folder cannot be written
+ */
+export async function saveModelFolder(
+  folder: string,
+  model: {
+    readonly config: LlamaConfig;
+    readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
+    readonly tokenizer: Tokenizer;
+    readonly extra?: Readonly<Record<string, unknown>>;
+    readonly generationConfig?: Readonly<Record<string, unknown>>;
+  },
+): Promise<void> {
+  const { config, tensors, tokenizer } = model;
+  const ids = {
+    ...(tokenizer.bosId === undefined ? {} : { bos_token_id: tokenizer.bosId }),
+    eos_token_id: tokenizer.eosId,
+    pad_token_id: tokenizer.padId,
+  };
+  const configJson = llamaConfigJson({ config, extra: { ...ids, ...model.extra } });
+  parseLlamaConfig(CONFIG, configJson);
+  checkVocabulary(CONFIG, config, tokenizer);
+  checkTensors(WEIGHTS, new Map(Object.entries(tensors)), config);
+  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
+  await writeFolderAtomic(folder, async (partial) => {
+    await writeFileAtomic(join(partial, CONFIG), text(configJson));
+    await writeFileAtomic(join(partial, GENERATION), text({ ...ids, ...model.generationConfig }));
+    await tokenizer.save(partial);
+    // Transformers refuses a file that does not name its framework.
+    await writeSafetensors(join(partial, WEIGHTS), tensors, { format: "pt" });
+  });
+}

@@ -1,0 +1,59 @@
+/** What a tokenizer is to the rest of the program, and the two files it is kept in. */
+
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import { fileError, readText, writeFileAtomic } from "../../base/files.ts";
+
+/** Text to token ids and back. */
+export interface Tokenizer {
+  /** Ids are below this. */
+  readonly vocabSize: number;
+  readonly bosId?: number;
+  readonly eosId: number;
+  readonly padId: number;
+  /**
+   * Special tokens written out in the text are recognised; none is added.
+   * @throws FormatError when the text has something the vocabulary cannot express
+   */
+  encode(text: string): number[];
+  /**
+   * @param options.skipSpecial leaves out the tokens that mark begin, end and padding; think and answer tags are not among
+   *   them. @default false
+   * @throws FormatError on an id outside the vocabulary
+   */
+  decode(ids: readonly number[], options?: { readonly skipSpecial?: boolean }): string;
+  /** Writes `tokenizer.json` and `tokenizer_config.json`. @throws FileError when the folder may not be written to */
+  save(folder: string): Promise<void>;
+}
+
+/** The text of `tokenizer.json` and of `tokenizer_config.json`. */
+export interface TokenizerFiles {
+  readonly tokenizer: string;
+  readonly config: string;
+}
+
+const TOKENIZER = "tokenizer.json";
+const CONFIG = "tokenizer_config.json";
+
+/** The paths of a folder's tokenizer files, for reading and for errors. */
+export function tokenizerPaths(folder: string): TokenizerFiles {
+  return { tokenizer: join(folder, TOKENIZER), config: join(folder, CONFIG) };
+}
+
+/** @throws FileError when one of them cannot be read */
+export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
+  const paths = tokenizerPaths(folder);
+  return { tokenizer: await readText(paths.tokenizer), config: await readText(paths.config) };
+}
+
+/** Makes the folder where it is missing. @throws FileError when it may not be written to */
+export async function writeTokenizerFiles(folder: string, files: TokenizerFiles): Promise<void> {
+  try {
+    await mkdir(folder, { recursive: true });
+  } catch (error) {
+    throw fileError(folder, "writable", error);
+  }
+  const paths = tokenizerPaths(folder);
+  await writeFileAtomic(paths.tokenizer, files.tokenizer);
+  await writeFileAtomic(paths.config, files.config);
+}
