@@ -3,10 +3,10 @@
  * no completion can make them slow.
  */
 
-export const THINK_OPEN = "<think>";
-export const THINK_CLOSE = "</think>";
-export const ANSWER_OPEN = "<answer>";
-export const ANSWER_CLOSE = "</answer>";
+const THINK_OPEN = "<think>";
+const THINK_CLOSE = "</think>";
+const ANSWER_OPEN = "<answer>";
+const ANSWER_CLOSE = "</answer>";
 
 export interface FormatOptions {
   /**
