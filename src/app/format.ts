@@ -1,5 +1,7 @@
 /** Numbers as people read them; shared by the terminal and the report. */
 
+import type { Stage } from "../learn/train/records.ts";
+
 const nbsp = "\u00a0";
 
 /** `62.4 %`, with a space that does not break. */
@@ -46,4 +48,15 @@ export function clock(seconds: number): string {
 /** `1.9×`. */
 export function times(ratio: number): string {
   return `${ratio >= 10 ? ratio.toFixed(0) : ratio.toFixed(1)}×`;
+}
+
+const STAGES: Readonly<Record<Stage, string>> = {
+  pretrain: "pre-training",
+  sft: "cold start",
+  rl: "reinforcement learning",
+};
+
+/** A stage in a reader's words. */
+export function stageName(stage: Stage): string {
+  return STAGES[stage];
 }

@@ -7,7 +7,7 @@
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
 import type { RunResult, SampleRecord, Stage, StepMetrics } from "../../learn/train/records.ts";
-import { clock, compact, dollars, flops, percent, times } from "../format.ts";
+import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";
 
 /** What is known before the first step. */
@@ -88,12 +88,6 @@ function line(pieces: readonly Piece[], width: number): string {
   }
   return painted;
 }
-
-const STAGE_NAMES: Readonly<Record<Stage, string>> = {
-  pretrain: "pre-training",
-  sft: "cold start",
-  rl: "reinforcement learning",
-};
 
 /** Mean of the newest values, to steady a number that jumps from batch to batch. */
 function recent(values: readonly number[], count = 5): number {
@@ -181,7 +175,7 @@ export function render(state: ViewState, width: number, colors: Colors): string[
   if (step === undefined) return lines;
 
   const stageNumber = info.stages.findIndex((s) => s.stage === step.stage);
-  const heading = `${STAGE_NAMES[step.stage]}${info.stages.length > 1 ? ` (${stageNumber + 1} of ${info.stages.length})` : ""}`;
+  const heading = `${stageName(step.stage)}${info.stages.length > 1 ? ` (${stageNumber + 1} of ${info.stages.length})` : ""}`;
   lines.push(line([{ text: `  ${heading}`, paint: colors.bold }], width));
   const position = ` step ${step.step} of ${step.steps}`;
   const left = extra.etaSeconds === undefined ? "" : ` · ${clock(extra.etaSeconds)} left`;
