@@ -13,8 +13,8 @@ import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
 import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
-import { toF32 } from "./half.ts";
 import { openSafetensors, openSharded, type TensorSource, writeSafetensors } from "./safetensors.ts";
+import { toF32 } from "./widen.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
 export interface ModelWeights extends ParsedLlamaConfig {

@@ -2,7 +2,8 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { DTypeError } from "../../../src/base/errors.ts";
-import { toF32 } from "../../../src/model/checkpoint/half.ts";
+import { fromHalfBits } from "../../../src/compute/tensor/half.ts";
+import { toF32 } from "../../../src/model/checkpoint/widen.ts";
 
 const expected = JSON.parse(
   await readFile(new URL("../../fixtures/tensors/expected.json", import.meta.url), "utf8"),
@@ -68,6 +69,12 @@ describe("widening to float32", () => {
     ).filter((x) => !Number.isNaN(x));
     const digest = createHash("sha256").update(new Uint8Array(values.buffer)).digest("hex");
     expect(digest).toBe(expected.widened[dtype]);
+  });
+
+  it("f16: every pattern as its slow twin has it", () => {
+    const patterns = Uint16Array.from({ length: 65536 }, (_, i) => i);
+    const values = widen("f16", patterns);
+    expect(patterns.every((half, i) => Object.is(values[i], fromHalfBits(half)))).toBe(true);
   });
 
   it("f32 is a view of the same bytes", () => {
