@@ -16,7 +16,8 @@ export type Handle = bigint | null;
 
 /** Values of `GraphOptimizationLevel`, `OrtLoggingLevel`, `OrtAllocatorType`, `OrtMemType`, `ArenaExtendStrategy`. */
 export const ENABLE_ALL_OPTIMIZATIONS = 99;
-export const LOG_ERRORS = 3;
+/** Errors come back as values; printing them as well would tear up a live view. */
+export const LOG_FATAL = 4;
 export const ARENA_ALLOCATOR = 1;
 export const DEFAULT_MEMORY = 0;
 export const EXTEND_AS_REQUESTED = 1;

@@ -87,7 +87,7 @@ function loadNative(): Native {
   }
   const api = ort.bindOrtApi(table);
   const where = "ONNX Runtime";
-  const env = create(api, where, (out) => api.CreateEnv(ort.LOG_ERRORS, "pondera", out));
+  const env = create(api, where, (out) => api.CreateEnv(ort.LOG_FATAL, "pondera", out));
   check(api, where, api.DisableTelemetryEvents(env));
   const memoryInfo = create(api, where, (out) =>
     api.CreateCpuMemoryInfo(ort.ARENA_ALLOCATOR, ort.DEFAULT_MEMORY, out),
@@ -160,7 +160,7 @@ async function createSession(native: Native, model: Uint8Array, options: Session
   try {
     check(api, where, api.SetIntraOpNumThreads(settings, options.threads));
     check(api, where, api.SetSessionGraphOptimizationLevel(settings, ort.ENABLE_ALL_OPTIMIZATIONS));
-    check(api, where, api.SetSessionLogSeverityLevel(settings, ort.LOG_ERRORS));
+    check(api, where, api.SetSessionLogSeverityLevel(settings, ort.LOG_FATAL));
     for (const [key, value] of SESSION_SETTINGS) {
       check(api, where, api.AddSessionConfigEntry(settings, key, value));
     }
@@ -190,7 +190,7 @@ async function createSession(native: Native, model: Uint8Array, options: Session
       );
     });
     check(api, where, status);
-    return new FfiSession(native, where, out[0], Object.values(options.initializers));
+    return new FfiSession(native, where, out[0]);
   } finally {
     for (const value of values) api.ReleaseValue(value);
     api.ReleaseSessionOptions(settings);
@@ -203,14 +203,11 @@ class FfiSession implements Session {
   readonly #native: Native;
   readonly #where: string;
   readonly #session: ort.Handle;
-  /** ONNX Runtime may use an initializer where it lies instead of copying it. */
-  readonly #initializerData: readonly unknown[];
 
-  constructor(native: Native, where: string, session: ort.Handle, initializers: readonly DeviceTensor[]) {
+  constructor(native: Native, where: string, session: ort.Handle) {
     this.#native = native;
     this.#where = where;
     this.#session = session;
-    this.#initializerData = initializers.map((tensor) => tensor.data);
     this.inputs = this.#ports("Input");
     this.outputs = this.#ports("Output");
   }
@@ -220,7 +217,7 @@ class FfiSession implements Session {
     const where = this.#where;
     const session = this.#session;
     const binding = create(api, where, (out) => api.CreateIoBinding(session, out));
-    const memory: unknown[] = [this.#initializerData];
+    const memory: unknown[] = [];
     try {
       for (const [kind, tensors] of [
         ["BindInput", inputs],

@@ -35,7 +35,7 @@ const TENSOR_TYPE: { readonly [D in DType]: Tensor.Type } = {
 export function nodeBackend(): Backend {
   const version = env.versions.node ?? "unknown";
   expectVersion(version);
-  env.logLevel = "error";
+  env.logLevel = "fatal";
   initOrt();
   return {
     name: "node",
@@ -67,7 +67,7 @@ function createSession(model: Uint8Array, options: SessionOptions): Session {
     session.loadModel(buffer, 0, byteLength, {
       intraOpNumThreads: options.threads,
       graphOptimizationLevel: "all",
-      logSeverityLevel: 3,
+      logSeverityLevel: 4,
       // As through the C API; the reasons are there.
       extra: { session: { intra_op: { allow_spinning: "1" }, force_spinning_stop: "1" } },
       // The location of an external initializer is its name.

@@ -5,9 +5,10 @@
  * differ, outputs written over inputs, use after disposal, two runs of one call at the same time.
  */
 
-import { ConfigError, DTypeError, RuntimeError, ShapeError } from "../../base/errors.ts";
+import { ConfigError, DTypeError, FormatError, RuntimeError, ShapeError } from "../../base/errors.ts";
+import { decodeModel, type ModelProto } from "../onnx/proto.ts";
 import { sameShape, showSpec, type TensorSpec } from "../tensor/shape.ts";
-import type { Binding, NamedTensors, Port, Session } from "./backend.ts";
+import { type Binding, dtypeFromOnnx, type NamedTensors, type Port, type Session } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 
 export type { NamedTensors } from "./backend.ts";
@@ -20,7 +21,7 @@ export interface ProgramIO {
   readonly outputs: Readonly<Record<string, TensorSpec>>;
   /**
    * Values of the model's external initializers, which ONNX Runtime lays out anew for its kernels: faster than inputs
-   * for weights that never change. They must not be written while the program lives.
+   * for weights that never change. They are copied when the program is loaded, and may be disposed of after.
    */
   readonly initializers?: NamedTensors;
   /**
@@ -90,18 +91,21 @@ class Owned {
   }
 }
 
-/** A session and the bindings that must go before it. */
-class OwnedSession {
+/** A session and the bindings that must go before it; a member of `all` until it is disposed of. */
+export class OwnedSession {
   readonly bindings = new Set<Owned>();
   readonly session: Owned;
+  readonly #all: Set<OwnedSession>;
 
-  constructor(session: Session) {
+  constructor(session: Session, all: Set<OwnedSession>) {
     this.session = new Owned(() => session.release());
+    this.#all = all;
+    all.add(this);
   }
 
   dispose(): void {
+    this.#all.delete(this);
     for (const binding of this.bindings) binding.dispose();
-    this.bindings.clear();
     this.session.dispose();
   }
 }
@@ -111,9 +115,15 @@ const forgotten = new FinalizationRegistry<{ dispose(): void }>((owned) => owned
 
 /**
  * A program over a backend's session, once the session's inputs and outputs are found to be those of `io`.
+ * @param all  the runtime's sessions: this one is among them until the program is disposed of
  * @throws ConfigError, DTypeError or ShapeError where they differ; the session is then released
  */
-export function createProgram(name: string, session: Session, io: ProgramIO): Program {
+export function createProgram(
+  name: string,
+  session: Session,
+  io: ProgramIO,
+  all: Set<OwnedSession>,
+): Program {
   try {
     checkPorts(`program "${name}"`, "input", io.inputs, session.inputs);
     checkPorts(`program "${name}"`, "output", io.outputs, session.outputs);
@@ -125,7 +135,7 @@ export function createProgram(name: string, session: Session, io: ProgramIO): Pr
     session.release();
     throw error;
   }
-  return new LoadedProgram(name, session, io);
+  return new LoadedProgram(name, session, io, all);
 }
 
 class LoadedProgram implements Program {
@@ -134,11 +144,11 @@ class LoadedProgram implements Program {
   readonly #io: ProgramIO;
   readonly #owned: OwnedSession;
 
-  constructor(name: string, session: Session, io: ProgramIO) {
+  constructor(name: string, session: Session, io: ProgramIO, all: Set<OwnedSession>) {
     this.name = name;
     this.#session = session;
     this.#io = io;
-    this.#owned = new OwnedSession(session);
+    this.#owned = new OwnedSession(session, all);
     forgotten.register(this, this.#owned, this);
   }
 
@@ -253,47 +263,84 @@ function someNames(names: readonly string[]): string {
   return names.length <= 8 ? shown : `${shown}, … (${names.length} in all)`;
 }
 
-function expectName(where: string, side: Side, name: string, known: Readonly<Record<string, unknown>>): void {
+function expectName(
+  where: string,
+  side: Side | "initializer",
+  name: string,
+  known: Readonly<Record<string, unknown>>,
+): void {
   if (Object.hasOwn(known, name)) return;
+  const names = Object.keys(known);
   throw new ConfigError({
     where,
-    rule: `must name an ${side} of the program`,
+    rule: `must name an ${side} of the model`,
     got: JSON.stringify(name),
-    remedy: `Its ${side}s are ${someNames(Object.keys(known))}`,
+    remedy: names.length === 0 ? `It has no ${side}s` : `Its ${side}s are ${someNames(names)}`,
   });
+}
+
+function showPort({ dtype, dims }: Port): string {
+  return `${dtype ?? "an unknown type"}[${dims.map((n) => (n < 0 ? "?" : n)).join(",")}]`;
+}
+
+/** @throws DTypeError or ShapeError when `spec` is not what the model declares */
+function expectPort(where: string, spec: TensorSpec, port: Port): void {
+  const parts = { where, rule: `the model declares ${showPort(port)}`, got: showSpec(spec) };
+  if (spec.dtype !== port.dtype) throw new DTypeError(parts);
+  const fits =
+    spec.shape.length === port.dims.length && port.dims.every((n, i) => n < 0 || n === spec.shape[i]);
+  if (!fits) throw new ShapeError(parts);
 }
 
 /** Holds the specs the caller declared against the ports of the model. */
 function checkPorts(
   where: string,
-  side: Side,
+  side: Side | "initializer",
   declared: Readonly<Record<string, TensorSpec>>,
   ports: readonly Port[],
 ): void {
-  for (const name of Object.keys(declared)) {
-    expectName(where, side, name, Object.fromEntries(ports.map((port) => [port.name, port])));
-  }
+  const known = Object.fromEntries(ports.map((port) => [port.name, port]));
+  for (const name of Object.keys(declared)) expectName(where, side, name, known);
   for (const port of ports) {
     const spec = Object.hasOwn(declared, port.name) ? declared[port.name] : undefined;
     if (spec === undefined) {
       throw new ConfigError({
         where,
-        rule: `every ${side} of the model must be declared`,
+        rule: `every ${side} of the model must be given`,
         got: `none for "${port.name}"`,
-        remedy: `Declare it, or remove it from the model; declared are ${someNames(Object.keys(declared))}`,
+        remedy: `It is ${showPort(port)}`,
       });
     }
-    const expected = `${port.dtype ?? "an unknown type"}[${port.dims.map((n) => (n < 0 ? "?" : n)).join(",")}]`;
-    const parts = {
-      where: `${where}: ${side} "${port.name}"`,
-      rule: `the model declares ${expected}`,
-      got: showSpec(spec),
-    };
-    if (spec.dtype !== port.dtype) throw new DTypeError(parts);
-    const fits =
-      spec.shape.length === port.dims.length && port.dims.every((n, i) => n < 0 || n === spec.shape[i]);
-    if (!fits) throw new ShapeError(parts);
+    expectPort(`${where}: ${side} "${port.name}"`, spec, port);
   }
+}
+
+/**
+ * Holds initializers against the model's external ones before it is loaded: ONNX Runtime's own messages name no tensor,
+ * and onnxruntime-node takes one of another shape for good.
+ * @throws FormatError when the bytes are no ONNX model
+ * @throws ConfigError, DTypeError or ShapeError where they differ
+ */
+export function checkInitializers(name: string, model: Uint8Array, initializers: NamedTensors): void {
+  const where = `program "${name}"`;
+  let graph: ModelProto["graph"] | null;
+  try {
+    graph = decodeModel(model).graph;
+  } catch (cause) {
+    const got = (cause as Error).message;
+    throw new FormatError({ where, rule: "must be the bytes of an ONNX model", got, cause });
+  }
+  if (graph === null) throw new FormatError({ where, rule: "must be an ONNX model with a graph" });
+  const ports = graph.initializer
+    .filter(({ dataLocation }) => dataLocation === 1)
+    .map(
+      (tensor): Port => ({
+        name: tensor.name,
+        dtype: dtypeFromOnnx(tensor.dataType),
+        dims: tensor.dims,
+      }),
+    );
+  checkPorts(where, "initializer", initializers, ports);
 }
 
 /** Holds the tensors of a binding against the declared specs. */

@@ -18,7 +18,13 @@ import { type Shape, sizeOf } from "../tensor/shape.ts";
 import type { Backend } from "./backend.ts";
 import { DeviceTensor, type Elements } from "./device-tensor.ts";
 import { SUPPORTED_PLATFORMS } from "./platform.ts";
-import { createProgram, type Program, type ProgramIO } from "./program.ts";
+import {
+  checkInitializers,
+  createProgram,
+  type OwnedSession,
+  type Program,
+  type ProgramIO,
+} from "./program.ts";
 
 export interface RuntimeOptions {
   /** Threads that share the work of one operator, the caller's included. @default every core this process may use */
@@ -48,7 +54,7 @@ export class Runtime {
   readonly fallbackReason: string | undefined;
   readonly #backend: Backend;
   readonly #profile: string | undefined;
-  readonly #programs = new Set<WeakRef<Program>>();
+  readonly #sessions = new Set<OwnedSession>();
   #loaded = 0;
   #disposed = false;
 
@@ -129,31 +135,31 @@ export class Runtime {
 
   /**
    * Builds a program from the bytes of an ONNX model.
-   * @throws ConfigError, ShapeError or DTypeError naming the input or output where `io` and the model differ
+   * @throws FormatError when the bytes are no ONNX model
+   * @throws ConfigError, ShapeError or DTypeError naming the tensor where `io` and the model differ
    * @throws RuntimeError with ONNX Runtime's message when it refuses the model
    */
   async load(model: Uint8Array, io: ProgramIO): Promise<Program> {
     this.#expectLive();
     const number = ++this.#loaded;
-    const name = io.name ?? `program ${number}`;
+    const name = io.name ?? `#${number}`;
+    checkInitializers(name, model, io.initializers ?? {});
     const session = await this.#backend.load(model, {
       where: `program "${name}"`,
       threads: this.threads,
       initializers: io.initializers ?? {},
       ...(this.#profile === undefined ? {} : { profile: `${this.#profile}-${number}` }),
     });
-    const program = createProgram(name, session, io);
+    const program = createProgram(name, session, io, this.#sessions);
     if (this.#disposed) program.dispose();
     this.#expectLive();
-    this.#programs.add(new WeakRef(program));
     return program;
   }
 
   /** Disposes of every program; tensors go with their last reference. */
   dispose(): void {
     this.#disposed = true;
-    for (const program of this.#programs) program.deref()?.dispose();
-    this.#programs.clear();
+    for (const session of this.#sessions) session.dispose();
   }
 
   [Symbol.dispose](): void {
