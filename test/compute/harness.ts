@@ -8,8 +8,8 @@ import { grad } from "../../src/compute/grad/reverse.ts";
 import type { Graph, Value } from "../../src/compute/graph/ir.ts";
 import { add, mul, sum } from "../../src/compute/graph/primitives.ts";
 import { checkGraph, type Outputs, trace } from "../../src/compute/graph/trace.ts";
-import { lowerToOnnx } from "../../src/compute/onnx/lower.ts";
 import { interpretWide, type WideArray } from "../../src/compute/runtime/interpreter.ts";
+import { compile, tensorsOf } from "../../src/compute/runtime/jit.ts";
 import { Runtime } from "../../src/compute/runtime/runtime.ts";
 import type { DType } from "../../src/compute/tensor/dtype.ts";
 import { fromHalfBits, toHalfBits } from "../../src/compute/tensor/half.ts";
@@ -178,33 +178,22 @@ export function createEngine(): Promise<Runtime> {
   return Runtime.create({ threads: 2 });
 }
 
-/** Compiles and runs a graph once. */
+/** Compiles a graph and runs it once. */
 export async function runOnEngine(
   engine: Runtime,
   graph: Graph,
   arrays: Arrays,
   inPlace: Row["inPlace"] = [],
 ): Promise<Record<string, HostArray>> {
-  const [inputSpecs, outputSpecs] = [graph.inputs, graph.outputs].map((values) =>
-    specsOf(Object.fromEntries(values)),
-  ) as [Record<string, TensorSpec>, Record<string, TensorSpec>];
-  using program = await engine.load(lowerToOnnx(graph), {
-    inputs: inputSpecs,
-    outputs: outputSpecs,
-    inPlace,
-  });
+  const { program, outputs: specs } = await compile(engine, graph, { inPlace });
   const inputs = Object.fromEntries(
     Object.entries(arrays).map(([name, { dtype, shape, data }]) => [name, engine.tensor(dtype, shape, data)]),
   );
-  const over = new Map(inPlace.map(([input, output]) => [output, inputs[input]!]));
-  const outputs = Object.fromEntries(
-    Object.entries(outputSpecs).map(([name, { dtype, shape }]) => [
-      name,
-      over.get(name) ?? engine.tensor(dtype, shape),
-    ]),
-  );
-  using call = program.bind(inputs, outputs);
+  const outputs = tensorsOf(engine, specs);
+  for (const [input, output] of inPlace) outputs[output] = inputs[input]!;
+  const call = program.bind(inputs, outputs);
   await call.run();
+  program.dispose();
   return Object.fromEntries(
     Object.entries(outputs).map(([name, { dtype, shape, data }]) => [
       name,
