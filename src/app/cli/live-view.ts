@@ -8,6 +8,7 @@ import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
 import type { RunResult, SampleRecord, Stage, StepMetrics } from "../../learn/train/records.ts";
 import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
+import { promptText, splitCompletion } from "../thought.ts";
 import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";
 
 /** What is known before the first step. */
@@ -122,11 +123,8 @@ export function mood(state: ViewState): { readonly face: string; readonly words:
 
 /** A sample as a few lines: the puzzle, the thought dim, the answer and its verdict. */
 export function renderSample(sample: SampleRecord, width: number, colors: Colors, maxLines = 4): string[] {
-  const close = sample.completion.indexOf("</think>");
-  const thought = close < 0 ? sample.completion : sample.completion.slice(0, close);
-  const answer = close < 0 ? "" : sample.completion.slice(close + "</think>".length);
-  const plain = (text: string) => printable(text.replace(/<\/?(think|answer)>/g, " ")).trim();
-  const lines = wrap(plain(thought), width - 4);
+  const { thought, answer } = splitCompletion(sample.prompt, sample.completion);
+  const lines = wrap(printable(thought).trim(), width - 4);
   const shown =
     lines.length <= maxLines
       ? lines
@@ -138,7 +136,7 @@ export function renderSample(sample: SampleRecord, width: number, colors: Colors
     line(
       [
         { text: "  ╭ ", paint: colors.dim },
-        { text: plain(sample.prompt), paint: colors.bold },
+        { text: printable(promptText(sample.prompt)), paint: colors.bold },
       ],
       width,
     ),
@@ -152,7 +150,7 @@ export function renderSample(sample: SampleRecord, width: number, colors: Colors
       ),
     ),
     // The verdict is painted apart, so the answer is cut to what room it leaves.
-    `${colors.dim("  ╰ ")}${ellipsize(answer === "" ? "no answer" : plain(answer), Math.max(0, width - 12))} ${verdict}`,
+    `${colors.dim("  ╰ ")}${ellipsize(answer === "" ? "no answer" : printable(answer).trim(), Math.max(0, width - 12))} ${verdict}`,
   ];
 }
 

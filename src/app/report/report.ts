@@ -14,6 +14,7 @@ import { diagnose } from "../../learn/train/doctor.ts";
 import type { EvalSummary, RunResult, SampleRecord } from "../../learn/train/records.ts";
 import { type RunView, readRun } from "../../learn/train/run-folder.ts";
 import { compact, dollars, flops, percent, stageName, times } from "../format.ts";
+import { promptText, splitCompletion } from "../thought.ts";
 import { type Chart, healthCharts, mainChart, SMOOTHING } from "./charts.ts";
 import { embedJson, type Html, html, raw } from "./html.ts";
 import { SCRIPT, STYLE } from "./page.ts";
@@ -60,12 +61,9 @@ ${ks.map((k) => html`<td>${summary.passK[k] === undefined ? "" : percent(summary
 
 /** What a completion says, its thought apart from its answer. */
 function thoughtCard(sample: SampleRecord): Html {
-  const close = sample.completion.indexOf("</think>");
-  const thought = close < 0 ? sample.completion : sample.completion.slice(0, close);
-  const answer = close < 0 ? "" : sample.completion.slice(close + "</think>".length);
-  const plain = (text: string) => text.replace(/<\/?(?:think|answer)>/g, "").trim();
-  return html`<div class="thought"><pre class="prompt">${sample.prompt.trim()}</pre>
-<pre class="think">${plain(thought)}</pre>${answer !== "" && html`<pre class="answer">${plain(answer)}</pre>`}
+  const { thought, answer } = splitCompletion(sample.prompt, sample.completion);
+  return html`<div class="thought"><pre class="prompt">${promptText(sample.prompt)}</pre>
+<pre class="think">${thought}</pre>${answer !== "" && html`<pre class="answer">${answer}</pre>`}
 <div class="meta">${sample.correct ? "right" : sample.truncated ? "cut off" : "wrong"} · ${sample.tokens} tokens · step ${sample.step} · reward ${Number(sample.reward.toPrecision(3))}</div></div>`;
 }
 

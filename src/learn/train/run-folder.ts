@@ -527,14 +527,22 @@ export async function readRun(path: string): Promise<RunView> {
   };
 }
 
-/** The folders under `root` that are runs, oldest first; none when `root` does not exist. */
-export async function listRuns(root: string): Promise<string[]> {
+/**
+ * The folders under `root` that are runs, oldest first; none when `root` does not exist.
+ * @param onUnreadable   called for each whose run.json is damaged or of another version, which is left out
+ */
+export async function listRuns(root: string, onUnreadable?: (error: FormatError) => void): Promise<string[]> {
   if (!(await exists(root))) return [];
   const found: { path: string; created: string }[] = [];
   for (const entry of await readdir(root)) {
     const path = join(root, entry);
-    if (await exists(join(path, "run.json")))
+    if (!(await exists(join(path, "run.json")))) continue;
+    try {
       found.push({ path, created: (await readManifest(path)).created });
+    } catch (error) {
+      if (!(error instanceof FormatError)) throw error;
+      onUnreadable?.(error);
+    }
   }
   return found
     .sort((a, b) => (a.created < b.created ? -1 : a.created > b.created ? 1 : 0))

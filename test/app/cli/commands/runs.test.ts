@@ -1,0 +1,109 @@
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { RunFolder } from "../../../../src/learn/train/run-folder.ts";
+import { pretrainStep, result, step } from "../../../learn/train/synthetic.ts";
+import { pondera } from "../harness.ts";
+
+let root: string;
+beforeEach(async () => {
+  root = await mkdtemp(join(tmpdir(), "pondera-runs-"));
+});
+afterEach(() => rm(root, { recursive: true }));
+
+async function make(name: string, finished: boolean, day: number, sick = false): Promise<string> {
+  const asked = { root, name, task: "countdown", preset: "quick", seed: 3, config: {}, versions: {} };
+  const run = await RunFolder.create({ ...asked, created: new Date(Date.UTC(2026, 10, day)) });
+  await run.appendMetrics(pretrainStep(0, 1));
+  for (let i = 0; i < 20; i++) await run.appendMetrics(step(i, 20, {}, sick ? { truncatedFraction: 1 } : {}));
+  if (finished) await run.writeResult(result({ name }));
+  await run.close();
+  return run.path;
+}
+
+describe("pondera runs", () => {
+  it("lists runs as a table and as JSON, oldest first", async () => {
+    await make("second", false, 2);
+    await make("first", true, 1);
+    const { code, out } = await pondera(["runs", "list", "--runs", root]);
+    expect(code).toBe(0);
+    const lines = out.trimEnd().split("\n");
+    expect(lines[0]).toMatch(/^run +status +step +before +after/);
+    expect(lines[1]).toMatch(/^first +finished +rl 20\/20 +23\.1 % +78\.4 % +9\.4 +\$0\.015 +2026-11-01/);
+    expect(lines[2]).toMatch(/^second +stopped +rl 20\/20/);
+    const json = JSON.parse((await pondera(["runs", "list", "--runs", root, "--json"])).out);
+    expect(json).toMatchObject([
+      { name: "first", final: 0.784 },
+      { name: "second", status: "stopped", step: 20 },
+    ]);
+  });
+
+  it("says how to make a run when there is none", async () => {
+    expect((await pondera(["runs", "list", "--runs", root])).out).toContain("pondera train countdown");
+    expect((await pondera(["runs", "list", "--runs", root, "--json"])).out).toBe("[]\n");
+    const shown = await pondera(["runs", "show", "--runs", root]);
+    expect(shown.code).toBe(1);
+    expect(shown.err).toContain("must hold a run; got none.");
+  });
+
+  it("lists the others when one cannot be read", async () => {
+    await make("whole", true, 1);
+    const broken = await make("broken", true, 2);
+    await writeFile(join(broken, "run.json"), "{");
+    const { code, out, err } = await pondera(["runs", "list", "--runs", root]);
+    expect(code).toBe(0);
+    expect(out).toContain("whole");
+    expect(err).toMatch(/left out: .*broken.run\.json: must be JSON/);
+  });
+
+  it("shows the newest run, or a named one, with its curves and result", async () => {
+    await make("old", true, 1);
+    await make("new", false, 2);
+    expect((await pondera(["runs", "show", "--runs", root])).out).toMatch(
+      /^new {2}countdown · quick · seed 3 · stopped/,
+    );
+    const { out } = await pondera(["runs", "show", "old", "--runs", root]);
+    expect(out).toMatch(/right +▁.*█ {2}20\.0 % → 67\.5 %/);
+    expect(out).toContain("after RL");
+    const json = JSON.parse((await pondera(["runs", "show", "old", "--runs", root, "--json"])).out);
+    expect(json).toMatchObject({
+      status: "finished",
+      steps: 21,
+      last: { step: 20 },
+      result: { name: "old" },
+    });
+  });
+
+  it("suggests the nearest name", async () => {
+    await make("countdown-one", true, 1);
+    const { code, err } = await pondera(["runs", "show", "countdwn-one", "--runs", root]);
+    expect(code).toBe(2);
+    expect(err).toContain('Did you mean "countdown-one"?');
+  });
+
+  it("writes the report on demand", async () => {
+    const path = await make("one", false, 1);
+    const { out } = await pondera(["runs", "show", "one", "--runs", root, "--report"]);
+    expect(out).toContain(`Report: ${join(path, "report.html")}`);
+    expect(await readFile(join(path, "report.html"), "utf8")).toContain("Unfinished");
+  });
+
+  it("examines a run, and exits with 3 on a problem", async () => {
+    await make("well", false, 1);
+    await make("ill", false, 2, true);
+    const well = await pondera(["runs", "doctor", "well", "--runs", root]);
+    expect(well.code).toBe(0);
+    expect(well.out).toContain("The run looks healthy.");
+    const ill = await pondera(["runs", "doctor", "ill", "--runs", root]);
+    expect(ill.code).toBe(3);
+    expect(ill.out).toMatch(/problem +Nearly every completion is cut off/);
+    expect(ill.out).toContain("Allow more new tokens");
+    const json = await pondera(["runs", "doctor", "ill", "--runs", root, "--json"]);
+    expect(json.code).toBe(3);
+    expect(JSON.parse(json.out)).toMatchObject({
+      run: "ill",
+      findings: [{ rule: "truncated", level: "problem" }],
+    });
+  });
+});
