@@ -71,6 +71,7 @@ def main() -> None:
     write_json(
         "tensors/expected.json",
         {
+            "madeBy": "test/reference/tensors.py",
             "versions": versions(safetensors),
             "metadata": metadata,
             "tensors": {
