@@ -1,5 +1,7 @@
 /** `pondera runs`: what has been trained here, how it went, and what is wrong with it. */
 
+import { existsSync } from "node:fs";
+import { join } from "node:path";
 import type { Command } from "commander";
 import { diagnose, type Level } from "../../../learn/train/doctor.ts";
 import { findRun, listRuns, type RunView, readRun } from "../../../learn/train/run-folder.ts";
@@ -98,10 +100,12 @@ function showLines(run: RunView, width: number, colors: Colors): string[] {
   return result === undefined ? lines : [...lines, ...renderResult(result, width, colors)];
 }
 
+const existing = (path: string): string | undefined => (existsSync(path) ? path : undefined);
+
 async function show(name: string | undefined, options: RunsOptions, io: Io): Promise<void> {
   const path = await findRun(options.runs, name);
   const run = await readRun(path);
-  const report = options.report ? await writeReport(path) : undefined;
+  const report = options.report ? await writeReport(path) : existing(join(path, "report.html"));
   if (options.json) {
     const { metrics, ...rest } = run;
     return writeJson(io.stdout, { ...rest, steps: metrics.length, last: metrics.at(-1), report });

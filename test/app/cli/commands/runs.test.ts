@@ -87,6 +87,7 @@ describe("pondera runs", () => {
     const { out } = await pondera(["runs", "show", "one", "--runs", root, "--report"]);
     expect(out).toContain(`Report: ${join(path, "report.html")}`);
     expect(await readFile(join(path, "report.html"), "utf8")).toContain("Unfinished");
+    expect((await pondera(["runs", "show", "one", "--runs", root])).out).toContain("Report: ");
   });
 
   it("examines a run, and exits with 3 on a problem", async () => {
