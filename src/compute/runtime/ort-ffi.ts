@@ -5,13 +5,13 @@
  * memory once and calling `RunWithBinding` is several times faster per decoded token and keeps a server answering.
  */
 
-import koffi from "koffi";
+import koffi, { type LibraryHandle } from "koffi";
 import { RuntimeError } from "../../base/errors.ts";
 import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
 import { dtypeFromOnnx, ONNX_TYPE } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
-import { expectVersion, libraryPath } from "./platform.ts";
+import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
 
 /** Kernels recurse, and the calling thread works as one of the pool's: koffi's 128 KiB for async calls overflows. */
 const STACK_BYTES = 8 << 20;
@@ -68,7 +68,7 @@ function loadNative(): Native {
   if (sync_stack_size < STACK_BYTES || async_stack_size < STACK_BYTES) {
     koffi.config({ sync_stack_size: STACK_BYTES, async_stack_size: STACK_BYTES });
   }
-  const library = koffi.load(libraryPath());
+  const library = loadLibrary(libraryPath());
   // struct OrtApiBase { const OrtApi *(*GetApi)(uint32_t version); const char *(*GetVersionString)(void); }
   const base = library.func("OrtGetApiBase", "void *", [])() as bigint;
   const entry = (index: number) => koffi.decode(base, index * koffi.sizeof("void *"), "void *") as bigint;
@@ -99,6 +99,14 @@ function loadNative(): Native {
   return native;
 }
 
+function loadLibrary(path: string): LibraryHandle {
+  try {
+    return koffi.load(path);
+  } catch (cause) {
+    throw loadFailure(path, isMusl(), cause);
+  }
+}
+
 /**
  * Gives all programs one arena for what they compute on the way. An arena keeps its peak for ever; with one per program
  * four training graphs of different sizes held 2.5 GB where together they hold 1.3.
@@ -117,7 +125,7 @@ function shareArena(api: ort.OrtApi, env: ort.Handle, memoryInfo: ort.Handle): v
   }
 }
 
-/** Loads the native library, once per process. @throws RuntimeError, or koffi's own error when it cannot be loaded */
+/** Loads the native library, once per process. @throws RuntimeError when it cannot be loaded or is of another version */
 export function ffiBackend(): Backend {
   const native = loadNative();
   return {
@@ -172,22 +180,16 @@ async function createSession(native: Native, model: Uint8Array, options: Session
       check(api, where, api.AddExternalInitializers(settings, names, values, names.length));
     }
     const out: [ort.Handle] = [null];
-    // A copy, which nobody can write to or detach while the worker thread reads it.
-    const inUse = [new Uint8Array(model)];
+    // The model is copied, so that nobody can write to it or detach it while the worker thread reads it.
+    const bytes = new Uint8Array(model);
+    const inUse: unknown[] = [bytes, ...Object.values(options.initializers).map((tensor) => tensor.data)];
     const status = await new Promise<ort.Handle>((resolve, reject) => {
-      api.CreateSessionFromArray.async(
-        native.env,
-        inUse[0]!,
-        model.length,
-        settings,
-        out,
-        (error, result) => {
-          // Let go here and not before: koffi does not keep alive the memory it passes on.
-          inUse.length = 0;
-          if (error) reject(error);
-          else resolve(result);
-        },
-      );
+      api.CreateSessionFromArray.async(native.env, bytes, bytes.length, settings, out, (error, result) => {
+        // Let go here and not before: koffi does not keep alive the memory it passes on.
+        inUse.length = 0;
+        if (error) reject(error);
+        else resolve(result);
+      });
     });
     check(api, where, status);
     return new FfiSession(native, where, out[0]);
@@ -217,6 +219,7 @@ class FfiSession implements Session {
     const where = this.#where;
     const session = this.#session;
     const binding = create(api, where, (out) => api.CreateIoBinding(session, out));
+    /** Keeps alive what the binding only knows the address of. */
     const memory: unknown[] = [];
     try {
       for (const [kind, tensors] of [

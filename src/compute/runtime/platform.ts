@@ -21,35 +21,23 @@ const LIBRARIES: Readonly<Record<string, string>> = {
 export const SUPPORTED_PLATFORMS: readonly string[] = Object.keys(LIBRARIES);
 
 export interface Machine {
+  /** As Node's `process.platform` and `process.arch`. */
   readonly platform: string;
   readonly arch: string;
-  /** A Linux whose C library is musl (Alpine): the shipped libraries need glibc. */
-  readonly musl?: boolean;
-}
-
-/** The machine this process runs on. */
-export function thisMachine(): Machine {
-  const { platform, arch } = process;
-  if (platform !== "linux") return { platform, arch };
-  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
-  return { platform, arch, musl: header !== undefined && header.glibcVersionRuntime === undefined };
 }
 
 /**
  * Path of the native library for a machine, relative to the folder of onnxruntime-node.
  * @throws RuntimeError where none is shipped, saying where one is
  */
-export function libraryFor(machine: Machine): string {
-  const key = `${machine.platform} ${machine.arch}`;
-  const file = LIBRARIES[key];
-  if (file === undefined || machine.musl === true) {
+export function libraryFor({ platform, arch }: Machine): string {
+  const file = LIBRARIES[`${platform} ${arch}`];
+  if (file === undefined) {
     throw new RuntimeError({
       where: "ONNX Runtime",
-      rule: `a native library exists for ${SUPPORTED_PLATFORMS.join(", ")}${machine.musl ? ", with glibc" : ""}`,
-      got: machine.musl ? `${key} with musl` : key,
-      remedy: machine.musl
-        ? "Use a glibc distribution, for example the node:22-slim image in place of node:22-alpine"
-        : "Run Pondera on one of these platforms",
+      rule: `a native library exists for ${SUPPORTED_PLATFORMS.join(", ")}`,
+      got: `${platform} ${arch}`,
+      remedy: "Run Pondera on one of these platforms",
     });
   }
   return file;
@@ -60,7 +48,7 @@ export function libraryFor(machine: Machine): string {
  * @throws RuntimeError where none is shipped or onnxruntime-node is not installed
  */
 export function libraryPath(): string {
-  const file = libraryFor(thisMachine());
+  const file = libraryFor(process);
   const require = createRequire(import.meta.url);
   try {
     return join(dirname(require.resolve("onnxruntime-node/package.json")), file);
@@ -72,6 +60,26 @@ export function libraryPath(): string {
       cause,
     });
   }
+}
+
+/** Whether this is a Linux with another C library than glibc, which the shipped libraries need: musl, as on Alpine. */
+export function isMusl(): boolean {
+  if (process.platform !== "linux") return false;
+  const { header } = process.report.getReport() as { header?: { glibcVersionRuntime?: string } };
+  return header !== undefined && header.glibcVersionRuntime === undefined;
+}
+
+/** What to tell a user for whom the library at `path` would not load. */
+export function loadFailure(path: string, musl: boolean, cause: unknown): RuntimeError {
+  return new RuntimeError({
+    where: "ONNX Runtime",
+    rule: "its native library must load",
+    got: `${(cause as Error).message} (${path})`,
+    remedy: musl
+      ? "The library needs glibc and this system has musl: use a glibc distribution, as node:22-slim in place of node:22-alpine"
+      : "Run npm ci to install it anew",
+    cause,
+  });
 }
 
 /**
