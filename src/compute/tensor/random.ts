@@ -4,6 +4,8 @@
  * without replaying what came before it: a run resumed after a kill is the run that was never killed.
  */
 
+import { invariant } from "../../base/errors.ts";
+
 const M0 = 0xd2511f53;
 const M1 = 0xcd9e8d57;
 const W0 = 0x9e3779b9;
@@ -79,8 +81,9 @@ export class Random {
     return (high * 2 ** 26 + low) / 2 ** 53;
   }
 
-  /** Uniform integer in [0, n); n at most 2³². Rejection keeps it exact. */
+  /** Uniform integer in [0, n); n from 1 to 2³². Rejection keeps it exact. */
   integer(n: number): number {
+    invariant(Number.isInteger(n) && n >= 1 && n <= 2 ** 32, `integer below ${n}`);
     const limit = 2 ** 32 - (2 ** 32 % n);
     for (;;) {
       const word = this.bits();
