@@ -166,41 +166,30 @@ export function solve({ numbers, target }: Puzzle, rules: SolveRules = {}): read
     .sort((a, b) => a.operations - b.operations || (a.text < b.text ? -1 : 1));
 }
 
-const pairMakes = (a: number, b: number, target: number): boolean =>
-  a + b === target ||
-  a - b === target ||
-  b - a === target ||
-  a * b === target ||
-  (b !== 0 && a === target * b) ||
-  (a !== 0 && b === target * a);
-
 /**
- * Whether all the numbers together make a target above zero with whole, non-negative results on the way: `solve` with
- * "exactly-once", without building expressions and stopping at the first, for drawing puzzles by the thousand.
+ * Every value that all the numbers together make with whole, non-negative results on the way: the targets for which
+ * `solve` with "exactly-once" finds something, without building expressions. Three numbers take about 2 µs, four 0.1 ms.
  */
-export function canMake(numbers: readonly number[], target: number): boolean {
-  const count = numbers.length;
-  if (count === 1) return numbers[0] === target;
-  if (count === 2) return pairMakes(numbers[0]!, numbers[1]!, target);
-  const next = new Array<number>(count - 1);
-  for (let i = 0; i < count; i++) {
-    for (let j = i + 1; j < count; j++) {
-      for (let k = 0, at = 1; k < count; k++) if (k !== i && k !== j) next[at++] = numbers[k]!;
-      const large = Math.max(numbers[i]!, numbers[j]!);
-      const small = Math.min(numbers[i]!, numbers[j]!);
-      next[0] = large + small;
-      if (canMake(next, target)) return true;
-      next[0] = large - small;
-      if (canMake(next, target)) return true;
-      next[0] = large * small;
-      if (canMake(next, target)) return true;
-      if (small > 0 && large % small === 0) {
-        next[0] = large / small;
-        if (canMake(next, target)) return true;
+export function makeable(numbers: readonly number[]): Set<number> {
+  const values = new Set<number>();
+  const visit = (items: readonly number[]): void => {
+    if (items.length === 1) {
+      values.add(items[0]!);
+      return;
+    }
+    for (let i = 0; i < items.length; i++) {
+      for (let j = i + 1; j < items.length; j++) {
+        const next = items.filter((_, k) => k !== i && k !== j);
+        const [large, small] = [Math.max(items[i]!, items[j]!), Math.min(items[i]!, items[j]!)];
+        visit([...next, large + small]);
+        visit([...next, large - small]);
+        visit([...next, large * small]);
+        if (small > 0 && large % small === 0) visit([...next, large / small]);
       }
     }
-  }
-  return false;
+  };
+  visit(numbers);
+  return values;
 }
 
 /** Whether some of the numbers, each added or taken away, make a target above zero. */
