@@ -107,19 +107,20 @@ interface CacheCase {
   readonly Hk: number;
   /** Valid positions of each row after the call. */
   readonly valid: readonly number[];
+  /** Largest of them by default; T for a first prompt in which every row is padded. */
+  readonly total?: number;
 }
 
 /** Outputs are compared where positions are valid: after `valid` the cache may keep or clear what it held. */
-function cachedAttentionRow({ name, B, T, H, Hk, valid }: CacheCase): Row {
+function cachedAttentionRow({ name, B, T, H, Hk, valid, total = Math.max(...valid) }: CacheCase): Row {
   const [S, D] = [8, 16];
-  const total = Math.max(...valid);
   const past = valid.map((n) => (total === T ? 0 : n - T));
-  const spread = (shape: Shape, isValid: (b: number, index: number) => boolean, size: number): number[] =>
-    Array.from({ length: shape.reduce((a, n) => a * n, 1) }, (_, i) => {
-      const b = Math.floor(i / shape.slice(1).reduce((a, n) => a * n, 1));
-      return isValid(b, Math.floor(i / size)) ? 1 : 0;
-    });
-  const cache = spread([B, Hk, S, D], (b, row) => row % S < valid[b]!, D);
+  // 1 for all `width` numbers of a [B, …, positions, width] array at which `isValid`.
+  const mark = (positions: number, width: number, isValid: (b: number, position: number) => boolean) =>
+    valid.flatMap((_, b) =>
+      Array.from({ length: positions * width }, (_, i) => (isValid(b, Math.floor(i / width)) ? 1 : 0)),
+    );
+  const cache = mark(Hk * S, D, (b, row) => row % S < valid[b]!);
   return {
     name,
     inputs: (random) => ({
@@ -156,7 +157,7 @@ function cachedAttentionRow({ name, B, T, H, Hk, valid }: CacheCase): Row {
       ["pastValues", "values"],
     ],
     meaningful: {
-      attended: spread([B, T, H * D], (b, row) => past[b]! + (row % T) < valid[b]!, H * D),
+      attended: mark(T, H * D, (b, t) => past[b]! + t < valid[b]!),
       keys: cache,
       values: cache,
     },
@@ -756,6 +757,15 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
       valid: [7],
     }),
     cachedAttentionRow({
+      name: "cachedAttention of first prompts, every one padded",
+      B: 2,
+      T: 6,
+      H: 2,
+      Hk: 1,
+      valid: [4, 3],
+      total: 6,
+    }),
+    cachedAttentionRow({
       name: "cachedAttention that fills the cache",
       B: 1,
       T: 8,
@@ -770,7 +780,7 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
 type CompositeName = keyof typeof stableOps | keyof typeof attentionOps;
 
 function attentionInputs(random: Random, [B, T, S]: [number, number, number]): Arrays {
-  // Position t sees s ≤ t + S − T; in the last row of the batch nothing at all is allowed for t = 0.
+  // Query t is position t + S − T, and sees what is not after it.
   const mask = Array.from({ length: B * T * S }, (_, i) => {
     const [t, s] = [Math.floor(i / S) % T, i % S];
     return s <= t + S - T ? 0 : -1e30;

@@ -87,7 +87,9 @@ export interface Attributes {
   /**
    * Attention of new positions over a cache that is updated in place (ONNX Runtime's GroupQueryAttention).
    * Inputs: q `[B,T,H·D]`, k and v `[B,T,Hk·D]`, past keys and values `[B,Hk,S,D]`, lengths `i32[B]` (valid positions
-   * after this call, minus one), total `i32[1]` (largest of them, plus one), cos and sin `[S, D/2]`.
+   * after this call, minus one), total `i32[1]` (largest of them, plus one), cos and sin `[S, D/2]`. With total = T the
+   * call is a first prompt: it starts at position 0, and each row may be padded on the right. Any other call appends T
+   * positions to each row; the engine then wants T = 1 or B = 1.
    * Outputs: attended `[B,T,H·D]` and the two caches. Inference only: it has no gradient.
    */
   cachedAttention: { readonly heads: number; readonly kvHeads: number; readonly scale: number };
