@@ -35,9 +35,17 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "learn/tasks": ["compute", "model"],
   "learn/optim": ["compute", "model"],
   "learn/cost": ["compute", "model"],
-  // A run's records live beside the loop that writes them; what reads them says so here.
-  "learn/eval": ["compute", "model", "learn/tasks", "learn/train"],
-  "learn/train": ["compute", "model", "learn/tasks", "learn/optim", "learn/cost", "learn/eval"],
+  "learn/records": [],
+  "learn/eval": ["compute", "model", "learn/records", "learn/tasks"],
+  "learn/train": [
+    "compute",
+    "model",
+    "learn/records",
+    "learn/tasks",
+    "learn/optim",
+    "learn/cost",
+    "learn/eval",
+  ],
 
   app: ["compute", "model", "learn"],
   // The public API, src/index.ts.

@@ -6,7 +6,7 @@
 
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
-import type { RunResult, SampleRecord, Stage, StepMetrics } from "../../learn/train/records.ts";
+import type { RunResult, SampleRecord, Stage, StepMetrics } from "../../learn/records/records.ts";
 import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";

@@ -11,7 +11,7 @@ import { writeFileAtomic } from "../../base/files.ts";
 import { CPU_HOUR } from "../../learn/cost/ledger.ts";
 import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/train/doctor.ts";
-import type { EvalSummary, RunResult, SampleRecord } from "../../learn/train/records.ts";
+import type { EvalSummary, RunResult, SampleRecord } from "../../learn/records/records.ts";
 import { type RunView, readRun } from "../../learn/train/run-folder.ts";
 import { compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";

@@ -10,12 +10,9 @@ import { ConfigError } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
 import { publishedHashes } from "./published.ts";
 import { makeable, sumsMake } from "./solve.ts";
+import type { Puzzle } from "./types.ts";
 
-export interface Puzzle {
-  /** Whole numbers from 0 up. */
-  readonly numbers: readonly number[];
-  readonly target: number;
-}
+export type { Puzzle } from "./types.ts";
 
 /** `published`: the 256 test puzzles that others report on, in no other split. */
 export type Split = "train" | "validation" | "test" | "published";

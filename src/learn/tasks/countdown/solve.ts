@@ -4,8 +4,7 @@
  */
 import { ConfigError } from "../../../base/errors.ts";
 import type { Operator } from "./expression.ts";
-import type { Puzzle } from "./puzzle.ts";
-import type { NumberUse } from "./verify.ts";
+import type { NumberUse, Puzzle } from "./types.ts";
 
 /** A number of the puzzle, or an operation on two expressions; the value is num / den, not in lowest terms. */
 export type Expression =

@@ -5,11 +5,10 @@
 import { type FormatOptions, hasFormat, readAnswer } from "../answer.ts";
 import type { WeightedReward } from "../task.ts";
 import { evaluatePostfix, parseExpression } from "./expression.ts";
-import type { Puzzle } from "./puzzle.ts";
 import { equals, format as formatRational, whole } from "./rational.ts";
+import type { NumberUse, Puzzle } from "./types.ts";
 
-/** How often each number is to be used. */
-export type NumberUse = "at-most-once" | "exactly-once";
+export type { NumberUse } from "./types.ts";
 
 export interface Verdict {
   /** accuracy and format, each times its weight. */
