@@ -1,7 +1,7 @@
 """Tiny Llama models in Hugging Face layout, with transformers' logits and greedy continuation.
 
-Writes test/fixtures/llama-gqa/ and test/fixtures/llama-tied/: config.json, generation_config.json, model.safetensors
-as `save_pretrained` writes them, and expected.json.
+Writes four folders test/fixtures/llama-*: config.json, generation_config.json, model.safetensors as `save_pretrained`
+writes them, and expected.json.
 
 Run: pip install torch==2.15.0 transformers==5.23.0 && python test/reference/llama.py
 """
@@ -12,7 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from fixtures import FIXTURES, deterministic, versions, write_json
 
-# Grouped heads and an untied head; then a tied head, one key/value head per query head, another base and odd sizes.
+# Grouped heads and an untied head; then a tied head, one key/value head per query head, another base and odd sizes. The
+# other two have heads 16 wide, the narrowest that the decoding kernel takes: one key/value head for all and heads that
+# are wider together than the model; then a tied head.
 CONFIGS = {
     "llama-gqa": dict(
         vocab_size=20,
@@ -38,9 +40,34 @@ CONFIGS = {
         rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
         tie_word_embeddings=True,
     ),
+    "llama-wide": dict(
+        vocab_size=20,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=40,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=False,
+    ),
+    "llama-wide-tied": dict(
+        vocab_size=19,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        intermediate_size=24,
+        rms_norm_eps=1e-6,
+        rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+        tie_word_embeddings=True,
+    ),
 }
-SHAPES = {"llama-gqa": (2, 12), "llama-tied": (3, 7)}  # [B, T] of the ids that logits are given for
-PROMPT_LENGTHS = {"llama-gqa": 5, "llama-tied": 7}
+# [B, T] of the ids that logits are given for
+SHAPES = {"llama-gqa": (2, 12), "llama-tied": (3, 7), "llama-wide": (3, 20), "llama-wide-tied": (2, 9)}
+PROMPT_LENGTHS = {"llama-gqa": 5, "llama-tied": 7, "llama-wide": 18, "llama-wide-tied": 3}
 NEW_TOKENS = 16
 
 

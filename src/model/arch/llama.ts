@@ -41,6 +41,8 @@ export interface LlamaConfig {
   readonly tieEmbeddings: boolean;
 }
 
+const EMBEDDING = "model.embed_tokens.weight";
+
 /** What a tensor is to the optimiser: matrices go to Muon, the rest to AdamW; norms are not decayed. */
 export type ParameterKind = "matrix" | "embedding" | "head" | "norm";
 
@@ -93,7 +95,7 @@ export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   const into = 1 / Math.sqrt(C);
   const residual = 1 / Math.sqrt(2 * L);
   const specs: ParameterSpec[] = [
-    { name: "model.embed_tokens.weight", shape: [V, C], kind: "embedding", initialStd: 0.5 * into },
+    { name: EMBEDDING, shape: [V, C], kind: "embedding", initialStd: 0.5 * into },
   ];
   for (let layer = 0; layer < L; layer++) {
     const at = `model.layers.${layer}`;
@@ -155,13 +157,14 @@ export function weightSpecs(config: LlamaConfig): Record<string, TensorSpec> {
   );
 }
 
+function weightOf(weights: Weights, name: string): Value {
+  const weight = weights[name];
+  if (weight === undefined) throw new ConfigError({ where: "llama", rule: `needs the weight ${name}` });
+  return weight;
+}
+
 function layerWeights(weights: Weights, layer: number): (name: string) => Value {
-  return (name) => {
-    const weight = weights[`model.layers.${layer}.${name}.weight`];
-    if (weight === undefined)
-      throw new ConfigError({ where: `layer ${layer}`, rule: `needs the weight ${name}` });
-    return weight;
-  };
+  return (name) => weightOf(weights, `model.layers.${layer}.${name}.weight`);
 }
 
 /**
@@ -187,8 +190,8 @@ function block(
 
 /** Final norm and output head. @param x [rows, C]; @returns logits [rows, V] */
 function head(x: Value, weights: Weights, config: LlamaConfig): Value {
-  const normed = rmsNorm(x, weights["model.norm.weight"]!, { epsilon: config.rmsNormEpsilon });
-  return linear(normed, weights[config.tieEmbeddings ? "model.embed_tokens.weight" : "lm_head.weight"]!);
+  const normed = rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
+  return linear(normed, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
 }
 
 /**
@@ -208,7 +211,7 @@ export function llamaTrain(
   const tables = rotaryTables(config.maxPositions, config.headDim, config.ropeTheta);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
   const mask = packedCausalMask(batch.segments);
-  let x = reshape(gatherRows(weights["model.embed_tokens.weight"]!, batch.ids), [B * T, C]);
+  let x = reshape(gatherRows(weightOf(weights, EMBEDDING), batch.ids), [B * T, C]);
   for (let layer = 0; layer < config.layers; layer++) {
     x = block(x, layerWeights(weights, layer), config.rmsNormEpsilon, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
@@ -250,7 +253,7 @@ export function llamaDecode(
   const tables = rotaryTables(S, D, config.ropeTheta);
   const [cos, sin] = [constant(inputs.ids, tables.cos), constant(inputs.ids, tables.sin)];
   const extended: { keys: Value; values: Value }[] = [];
-  let x = reshape(gatherRows(weights["model.embed_tokens.weight"]!, inputs.ids), [B * T, C]);
+  let x = reshape(gatherRows(weightOf(weights, EMBEDDING), inputs.ids), [B * T, C]);
   for (const [layer, cache] of caches.entries()) {
     x = block(x, layerWeights(weights, layer), config.rmsNormEpsilon, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];

@@ -1,0 +1,346 @@
+/** The architecture against transformers' LlamaForCausalLM, from test/reference/llama.py. */
+
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ConfigError, ShapeError } from "../../../src/base/errors.ts";
+import type { Value } from "../../../src/compute/graph/ir.ts";
+import { trace } from "../../../src/compute/graph/trace.ts";
+import { compile } from "../../../src/compute/runtime/jit.ts";
+import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
+import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
+import { sizeOf } from "../../../src/compute/tensor/shape.ts";
+import {
+  cacheShape,
+  checkLlamaConfig,
+  initializeLlama,
+  type LlamaConfig,
+  llamaDecode,
+  llamaParameters,
+  llamaTrain,
+  parameterCount,
+  weightSpecs,
+} from "../../../src/model/arch/llama.ts";
+import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
+import { Engine } from "../../../src/model/engine/engine.ts";
+import { createEngine, expectClose, runOnEngine, specsOf, type Tolerance } from "../../compute/harness.ts";
+import { fixturePath, readFixture, type StoredArray, toHost } from "../../fixture.ts";
+import { TINY, toDevice } from "../models.ts";
+
+/** What expected.json holds. */
+interface Expected {
+  readonly inputIds: StoredArray<"i32">;
+  readonly logits: StoredArray<"f32">;
+  readonly greedy: { readonly prompt: StoredArray<"i32">; readonly continuation: StoredArray<"i32"> };
+}
+
+/** Largest logits are near 8; float32 rounding through three layers leaves some 1e-6 of that. */
+const LOGITS: Tolerance = { relative: 0, floor: 1e-5 };
+
+const expected = (name: string): Expected => readFixture<Expected>(`${name}/expected.json`);
+
+let engine: Runtime;
+beforeAll(async () => {
+  engine = await createEngine();
+});
+afterAll(() => engine.dispose());
+
+/** Positions 0 … T − 1 in every row, all of one segment. */
+function plainBatch(ids: HostArray<"i32">): Record<"ids" | "positions" | "segments", HostArray<"i32">> {
+  const positions = i32(
+    ids.shape,
+    Array.from(ids.data, (_, i) => i % ids.shape[1]!),
+  );
+  return { ids, positions, segments: i32(ids.shape, new Int32Array(ids.data.length).fill(1)) };
+}
+
+async function trainLogits(
+  weights: Readonly<Record<string, HostArray>>,
+  batch: Readonly<Record<string, HostArray>>,
+  config: LlamaConfig,
+): Promise<HostArray> {
+  const arrays = { ...weights, ...batch };
+  const graph = trace(specsOf(arrays), (x: Record<string, Value>) => ({
+    logits: llamaTrain(x, { ids: x["ids"]!, positions: x["positions"]!, segments: x["segments"]! }, config),
+  }));
+  return (await runOnEngine(engine, graph, arrays))["logits"]!;
+}
+
+/**
+ * Logits [B, T, V] of the decoding forward: the first `prompt` tokens at once, then one at a time over the cache.
+ * Logits of the prompt but its last token are not computed, and left NaN.
+ */
+async function decodeLogits(
+  weights: Readonly<Record<string, HostArray<"f32">>>,
+  ids: HostArray<"i32">,
+  prompt: number,
+  config: LlamaConfig,
+): Promise<Float32Array> {
+  const [B, T] = ids.shape as readonly [number, number];
+  const V = config.vocabSize;
+  const tensors = toDevice(engine, weights);
+  const cache = cacheShape(config, B, T);
+  const caches = Array.from({ length: config.layers }, () => ({
+    keys: engine.tensor("f32", cache),
+    values: engine.tensor("f32", cache),
+  }));
+  const result = new Float32Array(B * T * V).fill(Number.NaN);
+  for (let at = 0; at < T; ) {
+    const width = at === 0 ? prompt : 1;
+    const specs = {
+      ...weightSpecs(config),
+      ids: { dtype: "i32", shape: [B, width] },
+      lengths: { dtype: "i32", shape: [B] },
+      total: { dtype: "i32", shape: [1] },
+      last: { dtype: "i32", shape: [B] },
+      ...Object.fromEntries(
+        caches.flatMap((_, layer) =>
+          ["keys", "values"].map((part) => [`${part}${layer}`, { dtype: "f32" as const, shape: cache }]),
+        ),
+      ),
+    } as const;
+    const graph = trace(specs, (x: Record<string, Value>) => {
+      const inputs = { ids: x["ids"]!, lengths: x["lengths"]!, total: x["total"]!, last: x["last"]! };
+      const past = caches.map((_, layer) => ({ keys: x[`keys${layer}`]!, values: x[`values${layer}`]! }));
+      const { logits, caches: next } = llamaDecode(x, inputs, past, config);
+      const outputs = next.flatMap(({ keys, values }, layer) => [
+        [`nextKeys${layer}`, keys] as const,
+        [`nextValues${layer}`, values] as const,
+      ]);
+      return { logits, ...Object.fromEntries(outputs) };
+    });
+    const { program } = await compile(engine, graph, {
+      inPlace: caches.flatMap((_, layer) => [
+        [`keys${layer}`, `nextKeys${layer}`] as const,
+        [`values${layer}`, `nextValues${layer}`] as const,
+      ]),
+    });
+    const slice = Array.from({ length: B }, (_, b) => [
+      ...ids.data.subarray(b * T + at, b * T + at + width),
+    ]).flat();
+    const logits = engine.tensor("f32", [B, V]);
+    const memory = caches.flatMap(({ keys, values }, layer) => [
+      [`keys${layer}`, keys] as const,
+      [`values${layer}`, values] as const,
+    ]);
+    const call = program.bind(
+      {
+        ...tensors,
+        ids: engine.tensor("i32", [B, width], slice),
+        lengths: engine.tensor("i32", [B], new Array<number>(B).fill(at + width - 1)),
+        total: engine.tensor("i32", [1], [at + width]),
+        last: engine.tensor(
+          "i32",
+          [B],
+          Array.from({ length: B }, (_, b) => b * width + width - 1),
+        ),
+        ...Object.fromEntries(memory),
+      },
+      {
+        logits,
+        ...Object.fromEntries(
+          memory.map(([name, tensor]) => [`next${name[0]!.toUpperCase()}${name.slice(1)}`, tensor]),
+        ),
+      },
+    );
+    await call.run();
+    program.dispose();
+    at += width;
+    for (let b = 0; b < B; b++) result.set(logits.data.subarray(b * V, (b + 1) * V), (b * T + at - 1) * V);
+  }
+  return result;
+}
+
+describe.each(["llama-gqa", "llama-tied", "llama-wide", "llama-wide-tied"])("%s", (name) => {
+  it("computes transformers' logits in training", async () => {
+    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { inputIds, logits } = expected(name);
+    const ours = await trainLogits(tensors, plainBatch(toHost(inputIds)), config);
+    const flat = { ...toHost(logits), shape: ours.shape };
+    expectClose("logits", ours, flat, LOGITS);
+  });
+});
+
+describe.each(["llama-wide", "llama-wide-tied"])("%s", (name) => {
+  it.each([1, 4])("computes transformers' logits over a cache, %i tokens first", async (prompt) => {
+    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { inputIds, logits } = expected(name);
+    const ours = await decodeLogits(tensors, toHost(inputIds), prompt, config);
+    const known = Array.from(ours, (x) => (Number.isNaN(x) ? 0 : 1));
+    expect(known.filter((k) => k === 0)).toHaveLength(inputIds.shape[0]! * (prompt - 1) * config.vocabSize);
+    expectClose("logits", f32(logits.shape, ours), toHost(logits), LOGITS, known);
+  });
+
+  it("continues a prompt greedily as transformers does", async () => {
+    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { greedy } = expected(name);
+    const generator = new Engine(engine, config, { slots: 2 });
+    generator.adopt(toDevice(engine, tensors));
+    const completions = await generator.generate([{ prompt: greedy.prompt.data, samples: 1, seed: 0 }], {
+      temperature: 0,
+      maxNewTokens: greedy.continuation.data.length,
+      stopIds: [],
+    });
+    expect(completions[0]![0]!.ids).toEqual(greedy.continuation.data);
+    await generator.dispose();
+  });
+});
+
+describe("packing", () => {
+  const ids = [3, 1, 4, 1, 5, 9, 2, 6];
+  const rows = { ...TINY, vocabSize: 11 };
+  const weights = initializeLlama(rows, 5);
+
+  it("does not change the logits, whatever the neighbours and the padding", async () => {
+    const V = rows.vocabSize;
+    const alone = await trainLogits(weights, plainBatch(i32([1, 5], ids.slice(0, 5))), rows);
+    const other = await trainLogits(weights, plainBatch(i32([1, 3], ids.slice(5))), rows);
+    const packed = await trainLogits(
+      weights,
+      {
+        ids: i32([1, 12], [7, 8, ...ids, 0, 0]),
+        positions: i32([1, 12], [0, 1, 0, 1, 2, 3, 4, 0, 1, 2, 0, 0]),
+        segments: i32([1, 12], [1, 1, 2, 2, 2, 2, 2, 3, 3, 3, 0, 0]),
+      },
+      rows,
+    );
+    const part = (from: number, to: number) =>
+      f32([to - from, V], packed.data.subarray(from * V, to * V) as Float32Array);
+    expectClose("first", part(2, 7), alone, LOGITS);
+    expectClose("second", part(7, 10), other, LOGITS);
+  });
+
+  it("lets a token see no later one", async () => {
+    const before = await trainLogits(weights, plainBatch(i32([1, 5], ids.slice(0, 5))), rows);
+    const after = await trainLogits(weights, plainBatch(i32([1, 5], [...ids.slice(0, 4), 10])), rows);
+    const V = rows.vocabSize;
+    expect([...after.data.subarray(0, 4 * V)]).toEqual([...before.data.subarray(0, 4 * V)]);
+    expect([...after.data.subarray(4 * V)]).not.toEqual([...before.data.subarray(4 * V)]);
+  });
+});
+
+describe("parameters", () => {
+  it("are counted as by hand", () => {
+    // Embedding and head 2·20·32; a layer: norms 2·32, q and o 2·32·32, k and v 2·16·32, feed-forward 3·48·32; norm 32.
+    const gqa: LlamaConfig = {
+      ...TINY,
+      vocabSize: 20,
+      hiddenSize: 32,
+      intermediateSize: 48,
+      heads: 4,
+      kvHeads: 2,
+      headDim: 8,
+      layers: 2,
+    };
+    expect(parameterCount(gqa)).toBe(2 * 640 + 2 * (64 + 2048 + 1024 + 4608) + 32);
+    expect(parameterCount({ ...gqa, tieEmbeddings: true })).toBe(640 + 2 * (64 + 2048 + 1024 + 4608) + 32);
+    // SmolLM-135M's shape, as its model card counts it: 134.5 M.
+    const smol: LlamaConfig = {
+      vocabSize: 49_152,
+      hiddenSize: 576,
+      intermediateSize: 1536,
+      layers: 30,
+      heads: 9,
+      kvHeads: 3,
+      headDim: 64,
+      rmsNormEpsilon: 1e-5,
+      ropeTheta: 1e4,
+      maxPositions: 2048,
+      tieEmbeddings: true,
+    };
+    expect(parameterCount(smol)).toBe(134_515_008);
+  });
+
+  it("are those of the files, by name and shape", async () => {
+    for (const name of ["llama-gqa", "llama-tied", "llama-wide"]) {
+      const { config, tensors } = await loadModelWeights(fixturePath(name));
+      expect(Object.entries(tensors).map(([n, { shape }]) => [n, shape])).toEqual(
+        llamaParameters(config).map(({ name: n, shape }) => [n, shape]),
+      );
+    }
+  });
+
+  it("start from their standard deviation, norms from 1, and depend on the seed alone", () => {
+    const config: LlamaConfig = {
+      ...TINY,
+      hiddenSize: 64,
+      intermediateSize: 128,
+      heads: 4,
+      layers: 3,
+      vocabSize: 100,
+    };
+    const weights = initializeLlama(config, 3);
+    for (const { name, shape, kind, initialStd } of llamaParameters(config)) {
+      const { data } = weights[name]!;
+      if (kind === "norm") {
+        expect([...new Set(data)]).toEqual([1]);
+        continue;
+      }
+      const n = sizeOf(shape);
+      const mean = data.reduce((a, b) => a + b, 0) / n;
+      const std = Math.sqrt(data.reduce((a, b) => a + b * b, 0) / n);
+      // Five standard errors of the mean and of the deviation of n normal numbers.
+      expect(Math.abs(mean) / initialStd, name).toBeLessThan(5 / Math.sqrt(n));
+      expect(Math.abs(std / initialStd - 1), name).toBeLessThan(5 / Math.sqrt(2 * n));
+    }
+    expect(initializeLlama(config, 3)).toEqual(weights);
+    expect(initializeLlama(config, 4)["lm_head.weight"]).not.toEqual(weights["lm_head.weight"]);
+  });
+});
+
+describe("a configuration", () => {
+  it.each([
+    [
+      { kvHeads: 3, heads: 8 },
+      /llama config: kvHeads: must divide heads \(8\); got 3\. Set it to 1, 2, 4, 8\./,
+    ],
+    [{ headDim: 7 }, /headDim: must be even, for rotary pairs; got 7/],
+    [{ layers: 0 }, /layers: must be a positive integer; got 0/],
+    [{ vocabSize: 2.5 }, /vocabSize: must be a positive integer; got 2\.5/],
+    [{ rmsNormEpsilon: 0 }, /rmsNormEpsilon: must be positive; got 0/],
+    [{ ropeTheta: Number.NaN }, /ropeTheta: must be positive; got NaN/],
+  ])("%o is refused, with the rule", (change, message) => {
+    const check = () => checkLlamaConfig({ ...TINY, ...change });
+    expect(check).toThrow(ConfigError);
+    expect(check).toThrow(message);
+    expect(() => initializeLlama({ ...TINY, ...change }, 1)).toThrow(message);
+  });
+
+  it("of narrow heads trains, but the decoding kernel refuses it by name", async () => {
+    const { config } = await loadModelWeights(fixturePath("llama-gqa"));
+    const decode = () =>
+      trace(
+        {
+          ...weightSpecs(config),
+          ids: { dtype: "i32", shape: [1, 1] },
+          lengths: { dtype: "i32", shape: [1] },
+          total: { dtype: "i32", shape: [1] },
+          keys: { dtype: "f32", shape: cacheShape(config, 1, 8) },
+          values: { dtype: "f32", shape: cacheShape(config, 1, 8) },
+        },
+        (x: Record<string, Value>) => {
+          const caches = Array.from({ length: config.layers }, () => ({
+            keys: x["keys"]!,
+            values: x["values"]!,
+          }));
+          const inputs = { ids: x["ids"]!, lengths: x["lengths"]!, total: x["total"]! };
+          return { logits: llamaDecode(x, inputs, caches, config).logits };
+        },
+      );
+    expect(decode).toThrow(ShapeError);
+    expect(decode).toThrow(/D must be a multiple of 16; got D=8/);
+  });
+
+  it.each([
+    "model.embed_tokens.weight",
+    "model.layers.1.mlp.up_proj.weight",
+    "model.norm.weight",
+    "lm_head.weight",
+  ])("is refused without %s", (missing) => {
+    const specs = Object.fromEntries(Object.entries(weightSpecs(TINY)).filter(([name]) => name !== missing));
+    const build = () =>
+      trace({ ...specs, ids: { dtype: "i32", shape: [1, 2] } }, (x: Record<string, Value>) => ({
+        logits: llamaTrain(x, { ids: x["ids"]!, positions: x["ids"]!, segments: x["ids"]! }, TINY),
+      }));
+    expect(build).toThrow(ConfigError);
+    expect(build).toThrow(`llama: needs the weight ${missing}`);
+  });
+});
