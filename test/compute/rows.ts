@@ -270,6 +270,14 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
     },
   ],
 
+  withGradient: [
+    {
+      name: "withGradient of a rule that is right",
+      inputs: (random) => ({ x: normal(random, [3]) }),
+      fn: ({ x }) => p.withGradient(p.mul(x!, x!), [x!], (g) => [p.mul(p.mul(x!, 2), g)]),
+    },
+  ],
+
   stopGradient: [
     {
       name: "stopGradient",

@@ -95,6 +95,7 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
   cast: ({ inputs: [x] }, g) => [x!.dtype === "f32" || x!.dtype === "f16" ? cast(g, x!.dtype) : null],
 
   stopGradient: none,
+  withGradient: ({ attributes: { rule } }, g) => [null, ...rule(g)],
 
   add: ({ inputs: [a, b] }, g) => [sumTo(g, a!.shape), sumTo(g, b!.shape)],
   sub: ({ inputs: [a, b] }, g) => [sumTo(g, a!.shape), sumTo(neg(g), b!.shape)],

@@ -44,6 +44,13 @@ export interface Attributes {
   /** The value itself, which lets no gradient through. */
   stopGradient: None;
 
+  /**
+   * Its first input, with a gradient rule of its own: the cotangent goes through `rule` to the other inputs, and the way
+   * in which the first was computed is not differentiated. For composites whose gradient is cheaper than the chain rule
+   * makes it.
+   */
+  withGradient: { readonly rule: (g: Value) => readonly Value[] };
+
   /** `condition ? a : b`, all three broadcast. */
   where: None;
 

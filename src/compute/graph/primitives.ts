@@ -49,6 +49,18 @@ export const not = (x: Value): Value => apply("not", [x], {})[0]!;
 export const cast = (x: Value, dtype: DType): Value =>
   x.dtype === dtype ? x : apply("cast", [x], { dtype })[0]!;
 
+/**
+ * `result`, whose gradient with respect to `inputs` is what `rule` makes of its cotangent, and not what the chain rule
+ * would. The rule must return one cotangent per input, of that input's shape.
+ */
+export function withGradient(
+  result: Value,
+  inputs: readonly Value[],
+  rule: (g: Value) => readonly Value[],
+): Value {
+  return apply("withGradient", [result, ...inputs], { rule })[0]!;
+}
+
 /** The value itself, which lets no gradient through. */
 export const stopGradient = (x: Value): Value => apply("stopGradient", [x], {})[0]!;
 

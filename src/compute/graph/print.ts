@@ -9,7 +9,7 @@ function showAttributes(application: Application): string {
     const head = Array.from(data as ArrayLike<number | bigint>, String).slice(0, 4);
     return `{${head.join(", ")}${data.length > 4 ? ", …" : ""}}`;
   }
-  const entries = Object.entries(application.attributes);
+  const entries = Object.entries(application.attributes).filter(([, value]) => typeof value !== "function");
   if (entries.length === 0) return "";
   return `{${entries.map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(" ")}}`;
 }

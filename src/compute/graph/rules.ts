@@ -121,6 +121,16 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     return [{ dtype, shape: inputs[0]!.shape }];
   },
 
+  withGradient: (inputs) => {
+    if (inputs.length < 2) {
+      throw new ShapeError({
+        where: "withGradient",
+        rule: "takes a result and its arguments",
+        got: show(inputs),
+      });
+    }
+    return [{ dtype: inputs[0]!.dtype, shape: inputs[0]!.shape }];
+  },
   stopGradient: (inputs) => {
     expectCount("stopGradient", inputs, 1);
     return [{ dtype: inputs[0]!.dtype, shape: inputs[0]!.shape }];

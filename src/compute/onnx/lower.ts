@@ -172,6 +172,7 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     emitter.node("Cast", inputs, outputs, { to: ELEMENT_TYPE[dtype] }),
 
   stopGradient: same("Identity"),
+  withGradient: (emitter, _, [result], outputs) => emitter.node("Identity", [result!], outputs),
 
   add: same("Add"),
   sub: same("Sub"),

@@ -1,7 +1,18 @@
 /** Attention in the differentiable form that training graphs use. */
 
 import type { Value } from "../graph/ir.ts";
-import { add, matmul, mul, reshape, softmax, transpose, transposeLast } from "../graph/primitives.ts";
+import {
+  add,
+  matmul,
+  mul,
+  reshape,
+  softmax,
+  sub,
+  sum,
+  transpose,
+  transposeLast,
+  withGradient,
+} from "../graph/primitives.ts";
 
 /**
  * Grouped-query attention (arXiv:2305.13245) with an additive mask.
@@ -33,8 +44,18 @@ export function attention(
     Value,
     Value,
   ];
-  const scores = reshape(matmul(rows, transposeLast(keys)), [B, Hk, R, T, S]);
-  const probabilities = reshape(softmax(add(scores, mask)), [B, Hk, R * T, S]);
-  const attended = reshape(matmul(probabilities, values), [B, Hk, R, T, D]);
-  return reshape(transpose(attended, [0, 3, 1, 2, 4]), [B, T, width]); // [B, Hk, R, T, D] → [B, T, H·D]
+  const probabilities = reshape(
+    softmax(add(reshape(matmul(rows, transposeLast(keys)), [B, Hk, R, T, S]), mask)),
+    [B, Hk, R * T, S],
+  );
+  // The chain rule would go over the [T, S] arrays four times for the softmax alone. Its row sums Σ p·dp are also the
+  // row sums of output · cotangent, D numbers a row instead of S (FlashAttention, arXiv:2205.14135, appendix B.2).
+  const output = matmul(probabilities, values);
+  const attended = withGradient(output, [rows, keys, values], (g) => {
+    const dValues = matmul(transposeLast(probabilities), g);
+    const rowSums = sum(mul(g, output), [-1], { keepDims: true });
+    const dScores = mul(sub(matmul(g, transposeLast(values)), rowSums), probabilities);
+    return [matmul(dScores, keys), matmul(transposeLast(dScores), rows), dValues];
+  });
+  return reshape(transpose(reshape(attended, [B, Hk, R, T, D]), [0, 3, 1, 2, 4]), [B, T, width]); // [B, Hk, R, T, D] → [B, T, H·D]
 }

@@ -213,6 +213,7 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
     return [isFloat || dtype === "bool" ? x!.data : x!.data.map(Math.trunc)];
   },
   stopGradient: ([x]) => [x!.data],
+  withGradient: ([x]) => [x!.data],
 
   add: binary((a, b) => a + b),
   sub: binary((a, b) => a - b),

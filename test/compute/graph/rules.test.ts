@@ -125,6 +125,16 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
   equal: binaryNumber("equal", "bool"),
   and: binaryBool("and"),
   or: binaryBool("or"),
+  withGradient: {
+    accepts: [["f32[2] f32[3]", { rule: () => [] }, "f32[2]"]],
+    rejects: [
+      [
+        "f32[2]",
+        { rule: () => [] },
+        "ShapeError: withGradient: takes a result and its arguments; got f32[2].",
+      ],
+    ],
+  },
   stopGradient: {
     accepts: [["i32[2]", {}, "i32[2]"]],
     rejects: [["f32[2] f32[2]", {}, "ShapeError: stopGradient: takes 1 arguments; got 2."]],
