@@ -8,7 +8,7 @@ export interface Schedule {
   readonly warmup: number;
   /** Share of all steps, at the end, over which the rate falls. */
   readonly decay: number;
-  /** Factor reached after the last step. */
+  /** Factor that a step after the last would have: with 0, the last step still moves. */
   readonly final: number;
 }
 
@@ -29,6 +29,6 @@ export function scheduleFactor(schedule: Schedule, step: number, steps: number):
     });
   }
   const rising = warmup > 0 ? Math.min(1, step / warmup) : 1;
-  const left = (steps - step) / Math.max(1, steps * decay);
-  return rising * (left >= 1 || decay === 0 ? 1 : final + (1 - final) * left);
+  const left = decay > 0 ? Math.min(1, (steps - step + 1) / (steps * decay)) : 1;
+  return rising * (final + (1 - final) * left);
 }
