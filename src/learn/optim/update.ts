@@ -13,6 +13,7 @@ import {
   min,
   mul,
   reshape,
+  scalar,
   slice,
   sqrt,
   sub,
@@ -90,13 +91,15 @@ export function orthogonalize(x: Value): Value {
 export interface MuonScalars {
   readonly learningRate: Value;
   readonly weightDecay: Value;
+  /** Factor on the gradients, from clipping; 1 when absent. */
+  readonly gradientScale?: Value;
 }
 
 /**
  * Muon with Nesterov momentum, as torch.optim.Muon defines it: m ← μ·m + (1 − μ)·g; the direction (1 − μ)·g + μ·m is
  * orthogonalised; w ← w·(1 − η·λ) − η·sqrt(max(1, r/c))·direction.
  *
- * Matrices of one shape are orthogonalised as one batch: many small products in one call.
+ * Matrices of one shape are updated as one array: a few large operations instead of many small ones.
  * @param weights, gradients, momenta  each [r, c], r and c the same for all
  */
 export function muon(
@@ -108,18 +111,18 @@ export function muon(
 ): { weights: Value[]; momenta: Value[] } {
   const { momentum } = options;
   const [rows, columns] = weights[0]!.shape as readonly [number, number];
-  const next = momenta.map((m, i) => add(mul(m, momentum), mul(gradients[i]!, 1 - momentum)));
-  const directions = next.map((m, i) => add(mul(gradients[i]!, 1 - momentum), mul(m, momentum)));
-  const batch = orthogonalize(
+  const stack = (parts: readonly Value[]): Value =>
     concat(
-      directions.map((d) => reshape(d, [1, rows, columns])),
+      parts.map((x) => reshape(x, [1, rows, columns])),
       0,
-    ),
-  );
+    );
+  const unstack = (x: Value): Value[] =>
+    weights.map((_, i) => reshape(slice(x, 0, i, i + 1), [rows, columns]));
+  const fresh = mul(stack(gradients), mul(scalars.gradientScale ?? scalar(gradients[0]!, 1), 1 - momentum));
+  const next = add(mul(stack(momenta), momentum), fresh);
+  const direction = orthogonalize(add(fresh, mul(next, momentum)));
   const scale = mul(scalars.learningRate, Math.sqrt(Math.max(1, rows / columns)));
   const keep = sub(1, mul(scalars.learningRate, scalars.weightDecay));
-  const updated = weights.map((w, i) =>
-    sub(mul(w, keep), mul(reshape(slice(batch, 0, i, i + 1), [rows, columns]), scale)),
-  );
-  return { weights: updated, momenta: next };
+  const updated = sub(mul(stack(weights), keep), mul(direction, scale));
+  return { weights: unstack(updated), momenta: unstack(next) };
 }

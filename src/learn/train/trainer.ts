@@ -359,7 +359,6 @@ export class Trainer {
       const raw = this.#specs.map(({ name }) => x[GRADIENT + name]!);
       const norm = globalNorm(raw);
       const factor = clipFactor(norm, x["clipNorm"]!);
-      const clipped = new Map(this.#specs.map(({ name }, i) => [name, mul(raw[i]!, factor)]));
       const next: Record<string, Value> = {};
       const decay = x["weightDecay"]!;
       const byShape = new Map<string, ParameterSpec[]>();
@@ -371,9 +370,9 @@ export class Trainer {
         const names = group.map(({ name }) => name);
         const updated = muon(
           names.map((name) => x[name]!),
-          names.map((name) => clipped.get(name)!),
+          names.map((name) => x[GRADIENT + name]!),
           names.map((name) => x[stateNames.m(name)]!),
-          { learningRate: x["muonRate"]!, weightDecay: decay },
+          { learningRate: x["muonRate"]!, weightDecay: decay, gradientScale: factor },
           this.options,
         );
         for (const [i, name] of names.entries()) {
@@ -390,7 +389,8 @@ export class Trainer {
         const { name } = spec;
         const state = { m: x[stateNames.m(name)]!, v: x[stateNames.v(name)]! };
         const weightDecay = spec.kind === "norm" ? scalar(decay, 0) : decay;
-        const updated = adamW(x[name]!, clipped.get(name)!, state, { ...rate, weightDecay }, this.options);
+        const clipped = mul(x[GRADIENT + name]!, factor);
+        const updated = adamW(x[name]!, clipped, state, { ...rate, weightDecay }, this.options);
         next[NEXT + name] = updated.weight;
         next[NEXT + stateNames.m(name)] = updated.m;
         next[NEXT + stateNames.v(name)] = updated.v;
