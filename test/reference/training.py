@@ -74,6 +74,8 @@ def train(kind: str, data: list[dict[str, torch.Tensor]], dtype: torch.dtype = t
     """Runs the ten steps; returns the per-step records and the tensors to keep."""
     _muon.torch = TorchInPrecision(dtype)
     model = LlamaForCausalLM.from_pretrained(FIXTURES / "llama-gqa", attn_implementation="eager", dtype=dtype)
+    # transformers lets no gradient into the embedding of the padding token, 0. Here it is a token like any other.
+    model.get_input_embeddings().padding_idx = None
     steps, kept = [], {}
     active = optimizers(model, kind)
     base_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in active]
