@@ -16,7 +16,7 @@ import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Call } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
-import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
+import { sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
 import {
   type LlamaConfig,
   llamaParameters,
@@ -163,10 +163,11 @@ export class Trainer {
     this.updates = updates;
   }
 
+  /** Takes tensors over, all or none. */
   #write(arrays: Readonly<Record<string, HostArray<"f32">>>, specs: Record<string, TensorSpec>): void {
     for (const [name, { shape }] of Object.entries(specs)) {
       const array = arrays[name];
-      if (array === undefined || array.data.length !== sizeOf(shape)) {
+      if (array === undefined || !sameShape(array.shape, shape)) {
         throw new ConfigError({
           where: `trainer: ${name}`,
           rule: `needs a tensor f32[${shape}]`,
@@ -174,8 +175,9 @@ export class Trainer {
           remedy: "Use the weights and optimizer of the same model",
         });
       }
-      this.#state[this.#current][name]!.data.set(array.data);
     }
+    const state = this.#state[this.#current];
+    for (const name of Object.keys(specs)) state[name]!.data.set(arrays[name]!.data);
   }
 
   /**
