@@ -9,8 +9,11 @@ import { readFileSync } from "node:fs";
 import { inspect } from "node:util";
 import { Command, CommanderError } from "commander";
 import { ConfigError, PonderaError } from "../../base/errors.ts";
+import { register as registerChat } from "./commands/chat.ts";
+import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
 import { register as registerRuns } from "./commands/runs.ts";
+import { register as registerTrain } from "./commands/train.ts";
 import { withExamples } from "./help.ts";
 import type { Context, Io } from "./io.ts";
 import { printable } from "./text.ts";
@@ -46,7 +49,8 @@ export function createProgram(io: Context): Command {
     ["pondera runs list", "what has been trained here"],
     ["pondera grade countdown completions.jsonl", "grade what some model wrote"],
   ]);
-  for (const register of [registerRuns, registerGrade]) register(program, io);
+  for (const register of [registerTrain, registerChat, registerGenerate, registerGrade, registerRuns])
+    register(program, io);
   return program;
 }
 

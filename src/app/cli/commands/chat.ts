@@ -1,0 +1,286 @@
+/**
+ * `pondera chat`: a model to talk to in the terminal. Every line is a prompt of its own, as in training: the model remembers
+ * nothing of the lines before.
+ */
+
+import type { EventEmitter } from "node:events";
+import { availableParallelism } from "node:os";
+import type { Command } from "commander";
+import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } from "../../../base/errors.ts";
+import { Random } from "../../../compute/tensor/random.ts";
+import type { Judged } from "../../../learn/tasks/task.ts";
+import { parameterCount } from "../../../model/arch/llama.ts";
+import { loadModelFolder } from "../../../model/checkpoint/folder.ts";
+import { generateText } from "../../../model/engine/text.ts";
+import { compact } from "../../format.ts";
+import { AnswerView } from "../answer-view.ts";
+import { numberIn, type SamplingArguments, threadsOption, wholeNumber, withSampling } from "../arguments.ts";
+import { RUNS_OPTION, withExamples } from "../help.ts";
+import { interruptible } from "../interrupt.ts";
+import { type Context, colorsFor, write } from "../io.ts";
+import { type LineSource, lineSource } from "../lines.ts";
+import type { Colors } from "../live-view.ts";
+import { findModel, type OpenModel, openModel, samplingFor } from "../model.ts";
+import { completePrompt, promptsOf, type TaskPrompts, typedPrompt, type Verdict } from "../prompts.ts";
+import { printable } from "../text.ts";
+
+export interface ChatOptions extends SamplingArguments {
+  readonly runs: string;
+  readonly hideThinking?: boolean;
+  readonly maxNewTokens: number;
+  readonly seed: number;
+  readonly threads: number;
+}
+
+export const CHAT_DEFAULTS: ChatOptions = {
+  runs: RUNS_OPTION[2],
+  maxNewTokens: 1024,
+  seed: 0,
+  threads: availableParallelism(),
+};
+
+const PROMPT = "> ";
+
+const COMMANDS: Readonly<Record<string, string>> = {
+  "/help": "this list",
+  "/new": "a fresh puzzle of the task, asked for you",
+  "/temperature T": "0 takes the likeliest token, 1 samples as trained",
+  "/seed N": "start the random numbers again, from N",
+  "/exit": "leave, as Ctrl-D does",
+};
+
+/** What changes while people chat. */
+interface State {
+  temperature: number;
+  seed: number;
+  /** Prompts since the seed was set: each has random numbers of its own. */
+  turn: number;
+  judged: number;
+  right: number;
+}
+
+interface Chat {
+  readonly io: Context;
+  readonly colors: Colors;
+  readonly lines: LineSource;
+  readonly model: OpenModel;
+  readonly prompts: TaskPrompts | undefined;
+  readonly options: ChatOptions;
+  readonly state: State;
+  /** Where Ctrl-C arrives while the model writes. */
+  readonly signals: EventEmitter;
+}
+
+type Judge = (answer: Judged) => Verdict | undefined | Promise<Verdict>;
+
+/** A verdict as one line, glad or not. */
+export function verdictLine(verdict: Verdict, colors: Colors): string {
+  const { correct, reason, failedTries, solution } = verdict;
+  if (correct) {
+    const tries =
+      failedTries === 0 ? "" : `, after ${failedTries === 1 ? "a try" : `${failedTries} tries`} that failed`;
+    return `${colors.green(`✓ ${reason}`)}${colors.dim(`${tries}  ${failedTries > 1 ? "\\(^‿^)/" : "(^‿^)"}`)}`;
+  }
+  const hint =
+    solution === undefined
+      ? ""
+      : solution === null
+        ? "  but nobody could: these numbers do not make it (·_·)"
+        : `  one way: ${solution}`;
+  return `${colors.red(`✗ ${printable(reason)}`)}${colors.dim(hint)}`;
+}
+
+/** Asks the model and shows what it says. What is wrong with the prompt is said, and the chat goes on. */
+async function ask(chat: Chat, prompt: string, judge: Judge | undefined): Promise<void> {
+  const { io, colors, model, prompts, options, state, signals } = chat;
+  const view = new AnswerView({
+    output: io.stdout,
+    colors,
+    interactive: chat.lines.interactive,
+    hideThinking: options.hideThinking === true,
+    thinkOpened: prompt.trimEnd().endsWith("<think>"),
+  });
+  try {
+    const [completion] = await interruptible({ source: signals, onFirst() {} }, (signal) =>
+      generateText(
+        model.engine,
+        model,
+        { prompt, seed: state.seed, path: [state.turn] },
+        {
+          ...samplingFor(model, options),
+          temperature: state.temperature,
+          maxNewTokens: options.maxNewTokens,
+          signal,
+          onText: (_, piece) => view.push(piece),
+          onToken: () => view.token(),
+        },
+      ),
+    );
+    state.turn++;
+    view.end();
+    const { text, tokens, finish } = completion!;
+    if (finish === "interrupted") {
+      await write(io.stdout, `${colors.dim("  (stopped)")}\n`);
+      return;
+    }
+    if (finish === "length") await write(io.stdout, `${colors.dim(`  (cut off after ${tokens} tokens)`)}\n`);
+    const verdict = await judge?.({ text, tokens, truncated: finish === "length" });
+    if (verdict === undefined) return;
+    state.judged++;
+    if (verdict.correct) state.right++;
+    await write(io.stdout, `  ${verdictLine(verdict, colors)}\n`);
+  } catch (error) {
+    if (!(error instanceof FormatError || error instanceof ConfigError)) throw error;
+    const example = prompts === undefined ? "" : ` A prompt looks like: ${typedPrompt(prompts.example)}`;
+    const what =
+      error instanceof FormatError
+        ? `This model has never seen ${error.got ?? "such a character"}.`
+        : `The prompt ${error.rule}; it has ${error.got}.`;
+    await write(io.stdout, `${colors.yellow(`  ${printable(what)}`)}${colors.dim(printable(example))}\n`);
+  }
+}
+
+/** The number a command was given; undefined without one. */
+function argument(command: string, text: string, parse: (text: string) => number): number | undefined {
+  if (text === "") return undefined;
+  try {
+    return parse(text);
+  } catch (error) {
+    throw new ConfigError({
+      where: command,
+      rule: (error as Error).message.replace(/\.$/, ""),
+      got: text,
+      cause: error,
+    });
+  }
+}
+
+/** Carries out a line that begins with a slash. @returns false when the chat is over */
+async function command(chat: Chat, line: string): Promise<boolean> {
+  const { io, colors, state, prompts } = chat;
+  const say = (text: string): Promise<void> => write(io.stdout, `${colors.dim(text)}\n`);
+  const [name = "", value = ""] = line.split(/\s+/);
+  expectKnown("command", name, [...Object.keys(COMMANDS).map((key) => key.split(" ")[0]!), "/quit"]);
+  switch (name) {
+    case "/exit":
+    case "/quit":
+      return false;
+    case "/help":
+      for (const [key, meaning] of Object.entries(COMMANDS)) await say(`  ${key.padEnd(15)}  ${meaning}`);
+      await say("  Ctrl-C stops an answer. Each line is a prompt of its own; the model remembers none.");
+      return true;
+    case "/temperature":
+      state.temperature = argument(name, value, numberIn({ min: 0 })) ?? state.temperature;
+      await say(`  temperature ${state.temperature}`);
+      return true;
+    case "/seed":
+      state.seed = argument(name, value, wholeNumber()) ?? state.seed;
+      state.turn = 0;
+      await say(`  seed ${state.seed}`);
+      return true;
+    default: {
+      if (prompts?.draw === undefined) {
+        await say("  No task is known to draw a puzzle from.");
+        return true;
+      }
+      const { prompt, judge } = await prompts.draw(new Random(state.seed, state.turn, 1));
+      await write(io.stdout, `${PROMPT}${printable(typedPrompt(prompt))}\n`);
+      await ask(chat, prompt, judge);
+      return true;
+    }
+  }
+}
+
+async function converse(chat: Chat): Promise<void> {
+  const { io, colors, lines, prompts, state } = chat;
+  for (;;) {
+    const line = (await lines.next())?.trim();
+    if (line === undefined) break;
+    if (line === "") continue;
+    if (!lines.interactive) await write(io.stdout, `${PROMPT}${printable(line)}\n`);
+    try {
+      if (line.startsWith("/")) {
+        if (!(await command(chat, line))) break;
+      } else {
+        const prompt = completePrompt(line, prompts);
+        await ask(chat, prompt, (answer) => prompts?.judge?.(prompt, answer));
+      }
+    } catch (error) {
+      // Also a task's file that has gone or fails: the model can still be talked to.
+      if (!(error instanceof PonderaError) || error instanceof NumericError) throw error;
+      await write(io.stdout, `${colors.yellow(`  ${printable(error.message)}`)}\n`);
+    }
+  }
+  if (state.judged > 1) {
+    await write(io.stdout, colors.dim(`${state.right} of ${state.judged} right. Until next time!\n`));
+  }
+}
+
+/** What the chat begins with: who answers, and what to ask. */
+function greeting(name: string, model: OpenModel, prompts: TaskPrompts | undefined): string[] {
+  const { runtime, config } = model;
+  const threads = `${runtime.threads} thread${runtime.threads === 1 ? "" : "s"}`;
+  return [
+    `${printable(name)} · ${compact(parameterCount(config))} parameters · ${threads}`,
+    prompts === undefined
+      ? "It goes on from whatever you type. /help shows what else there is."
+      : `It was trained on ${printable(prompts.task)}. A prompt looks like:  ${printable(typedPrompt(prompts.example))}`,
+    ...(prompts?.draw === undefined ? [] : ["/new asks it one for you; /help shows what else there is."]),
+  ];
+}
+
+/**
+ * Chats until the person leaves or the input ends.
+ * @param name     a model's folder, or a run's name or folder; the newest run if undefined
+ * @param signals  where Ctrl-C arrives while the model writes
+ */
+export async function chat(
+  name: string | undefined,
+  options: ChatOptions,
+  io: Context,
+  signals: EventEmitter = process,
+): Promise<void> {
+  const found = await findModel(name, options.runs);
+  const folder = await loadModelFolder(found.folder);
+  const prompts = found.run === undefined ? undefined : await promptsOf(found.run);
+  // A prompt may be as long as the answer: more only takes memory.
+  const positions = 2 * options.maxNewTokens;
+  const model = await openModel(folder, { threads: options.threads, slots: 1, positions });
+  const colors = colorsFor(io.stdout, io.env);
+  const lines = lineSource(io, PROMPT);
+  const { temperature } = samplingFor(folder, options);
+  const state: State = { temperature, seed: options.seed, turn: 0, judged: 0, right: 0 };
+  try {
+    if (lines.interactive) {
+      const [first, ...rest] = greeting(found.name, model, prompts);
+      await write(io.stdout, `${[colors.bold(first!), ...rest.map(colors.dim)].join("\n")}\n\n`);
+    }
+    await converse({ io, colors, lines, model, prompts, options, state, signals });
+  } finally {
+    lines.close();
+    await model.dispose();
+  }
+}
+
+export function register(program: Command, io: Context): void {
+  const command = program
+    .command("chat")
+    .summary("talk to a model in the terminal")
+    .description(
+      "Talks to a model: thoughts are shown dim, answers plain, and countdown answers checked on the spot. Every line is a " +
+        "prompt of its own. Also reads prompts from a pipe, one a line.",
+    )
+    .argument("[model]", "a model's folder, or a run's name or folder; the newest run if left out")
+    .option(...RUNS_OPTION)
+    .option("--hide-thinking", "count the tokens of a thought instead of showing it")
+    .option("--max-new-tokens <n>", "longest answer", wholeNumber({ min: 1 }), CHAT_DEFAULTS.maxNewTokens)
+    .option("--seed <n>", "names the random numbers", wholeNumber(), CHAT_DEFAULTS.seed);
+  withSampling(command)
+    .addOption(threadsOption())
+    .action((name: string | undefined, options: ChatOptions) => chat(name, options, io));
+  withExamples(command, [
+    ["pondera chat", "talk to the newest run's model"],
+    ["pondera chat my-run --hide-thinking --temperature 0.6", "its answers alone"],
+    ['echo "83 18 75 = 10" | pondera chat ./my-model', "one prompt from a pipe"],
+  ]);
+}

@@ -1,0 +1,160 @@
+/** `pondera generate`: what a model writes after a prompt. */
+
+import { text as readAll } from "node:stream/consumers";
+import { type Command, InvalidArgumentError, Option } from "commander";
+import { ConfigError } from "../../../base/errors.ts";
+import { loadModelFolder } from "../../../model/checkpoint/folder.ts";
+import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
+import { splitCompletion } from "../../thought.ts";
+import { type SamplingArguments, threadsOption, wholeNumber, withSampling } from "../arguments.ts";
+import { RUNS_OPTION, withExamples } from "../help.ts";
+import { INTERRUPTED, interruptible } from "../interrupt.ts";
+import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
+import { findModel, openModel, samplingFor } from "../model.ts";
+import { completePrompt, promptsOf } from "../prompts.ts";
+import { printable } from "../text.ts";
+
+interface GenerateOptions extends SamplingArguments {
+  readonly model?: string;
+  readonly runs: string;
+  readonly prompt: string;
+  readonly samples: number;
+  readonly maxNewTokens: number;
+  readonly seed: number;
+  readonly stop: readonly string[];
+  readonly raw?: true;
+  readonly threads: number;
+  readonly json?: true;
+}
+
+/** More samples than this wait for others to end. */
+const MOST_SLOTS = 64;
+
+/** The prompt as typed; from standard input without its last line break, which the shell or the editor put there. */
+async function readPrompt(options: GenerateOptions, io: Context): Promise<string> {
+  const prompt = options.prompt === "-" ? (await readAll(io.stdin)).replace(/\r?\n$/, "") : options.prompt;
+  if (prompt !== "") return prompt;
+  throw new ConfigError({
+    where: options.prompt === "-" ? "standard input" : "--prompt",
+    rule: "must hold a prompt",
+    got: "nothing",
+  });
+}
+
+async function generate(options: GenerateOptions, io: Context): Promise<void> {
+  const found = await findModel(options.model, options.runs);
+  const model = await loadModelFolder(found.folder);
+  const typed = await readPrompt(options, io);
+  const prompts = options.raw || found.run === undefined ? undefined : await promptsOf(found.run);
+  const prompt = completePrompt(typed, prompts);
+  const { samples, seed, maxNewTokens, stop, json } = options;
+  const sampling = samplingFor(model, options);
+  const open = await openModel(model, {
+    threads: options.threads,
+    slots: Math.min(samples, MOST_SLOTS),
+    positions: encodePrompt(model.tokenizer, prompt).length + maxNewTokens,
+  });
+  const streams = samples === 1 && !json && isInteractive(io.stdout, io.env);
+  const began = performance.now();
+  let completions: TextCompletion[];
+  try {
+    completions = await interruptible({ onFirst: () => io.exitWith(INTERRUPTED) }, (signal) =>
+      generateText(
+        open.engine,
+        model,
+        { prompt, samples, seed },
+        {
+          ...sampling,
+          maxNewTokens,
+          stop,
+          signal,
+          ...(streams
+            ? { onText: (_: number, piece: string) => io.stdout.write(printable(piece, { keepLines: true })) }
+            : {}),
+        },
+      ),
+    );
+  } finally {
+    await open.dispose();
+  }
+  const seconds = (performance.now() - began) / 1000;
+  const tokens = completions.reduce((sum, completion) => sum + completion.tokens, 0);
+  if (json) {
+    await writeJson(io.stdout, {
+      model: found.folder,
+      prompt,
+      seed,
+      sampling,
+      maxNewTokens,
+      seconds,
+      tokensPerSecond: tokens / seconds,
+      samples: completions.map((completion) => ({
+        ...completion,
+        ...splitCompletion(prompt, completion.text),
+      })),
+    });
+    return;
+  }
+  if (streams) await write(io.stdout, "\n");
+  else await write(io.stdout, describe(completions, io));
+  if (isInteractive(io.stderr, io.env)) {
+    const speed = `${tokens} tokens, ${Math.round(tokens / seconds)} a second`;
+    io.stderr.write(`${colorsFor(io.stderr, io.env).dim(speed)}\n`);
+  }
+}
+
+/** Completions for a person: as they are, with a heading each when there are several. */
+function describe(completions: readonly TextCompletion[], io: Context): string {
+  const colors = colorsFor(io.stdout, io.env);
+  return completions
+    .map(({ text, tokens, finish }, i) => {
+      const cut = finish === "length" ? ", cut off" : finish === "interrupted" ? ", interrupted" : "";
+      const heading = colors.dim(`sample ${i + 1} of ${completions.length}: ${tokens} tokens${cut}`);
+      return `${completions.length > 1 ? `${heading}\n` : ""}${printable(text, { keepLines: true })}\n`;
+    })
+    .join("\n");
+}
+
+function nonEmpty(text: string, previous: readonly string[] = []): string[] {
+  if (text === "") throw new InvalidArgumentError("It must not be empty.");
+  return [...previous, text];
+}
+
+export function register(program: Command, io: Context): void {
+  const command = program
+    .command("generate")
+    .summary("complete a prompt")
+    .description(
+      "Writes what a model says after a prompt. The same seed, prompt and threads give the same text. A prompt for a " +
+        "model of a run is ended as the run's task ends it.",
+    )
+    .requiredOption("--prompt <text>", "the prompt, or - for standard input")
+    .option("--model <model>", "a model's folder, or a run's name or folder; the newest run if left out")
+    .option(...RUNS_OPTION)
+    .option("--samples <n>", "completions to draw", wholeNumber({ min: 1 }), 1)
+    .option(
+      "--max-new-tokens <n>",
+      "longest completion; the model's positions bound it too",
+      wholeNumber({ min: 1 }),
+      1024,
+    )
+    .option("--seed <n>", "names the random numbers", wholeNumber(), 0);
+  withSampling(command)
+    .addOption(
+      new Option("--stop <text>", "end before this text; may be given several times")
+        .argParser(nonEmpty)
+        .default([], "only where the model ends by itself"),
+    )
+    .option("--raw", "take the prompt as it is")
+    .addOption(threadsOption())
+    .option("--json", "everything as one object")
+    .action((options: GenerateOptions) => generate(options, io));
+  withExamples(command, [
+    ['pondera generate --prompt "83 18 75 = 10"', "ask the model of the newest run"],
+    [
+      'pondera generate --model ./my-model --prompt "Once" --temperature 0.7 --samples 3',
+      "any model's folder",
+    ],
+    ["cat prompt.txt | pondera generate --model my-run --prompt - --json", "from a pipe, to a program"],
+  ]);
+}

@@ -1,0 +1,132 @@
+/** From what a person types to a model that writes: a model's folder, or a run's name or folder. */
+
+import { access, stat } from "node:fs/promises";
+import { basename, dirname, join, resolve } from "node:path";
+import { z } from "zod";
+import { FileError } from "../../base/errors.ts";
+import { recoverFolder } from "../../base/files.ts";
+import { Runtime } from "../../compute/runtime/runtime.ts";
+import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
+import type { ModelFolder } from "../../model/checkpoint/folder.ts";
+import { Engine } from "../../model/engine/engine.ts";
+import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
+import { deviceWeights } from "../../model/engine/weights.ts";
+import type { SamplingArguments } from "./arguments.ts";
+
+export interface FoundModel {
+  /** What people call it: the run's name, or the folder's. */
+  readonly name: string;
+  /** Its folder, absolute. */
+  readonly folder: string;
+  /** The run that trained it, where that is known. */
+  readonly run?: RunView;
+}
+
+const exists = (path: string): Promise<boolean> =>
+  access(path).then(
+    () => true,
+    () => false,
+  );
+
+const isFolder = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+
+const MODEL = "model";
+
+/**
+ * The model that a person means: by its folder, by its run's folder, by its run's name under `runs`, or, without a name, the
+ * newest run's.
+ * @throws FileError when the folder holds no model, or the run none yet; ConfigError suggesting the nearest name of a run
+ */
+export async function findModel(name: string | undefined, runs: string): Promise<FoundModel> {
+  if (name !== undefined) {
+    await recoverFolder(name);
+    if (await exists(join(name, "config.json"))) {
+      const folder = resolve(name);
+      const parent = dirname(folder);
+      if (basename(folder) !== MODEL || !(await exists(join(parent, "run.json")))) {
+        return { name: basename(folder), folder };
+      }
+      const run = await readRun(parent);
+      return { name: run.manifest.name, folder, run };
+    }
+    const looksLikePath = (await isFolder(name)) && !(await exists(join(name, "run.json")));
+    if (looksLikePath && !(await exists(join(runs, name, "run.json")))) {
+      throw new FileError({
+        where: name,
+        rule: "must be a model's folder, with config.json, or a run's, with run.json",
+        got: "a folder with neither",
+      });
+    }
+  }
+  const run = await readRun(await findRun(runs, name));
+  const folder = join(run.path, MODEL);
+  await recoverFolder(folder);
+  if (!(await exists(join(folder, "config.json")))) {
+    throw new FileError({
+      where: run.path,
+      rule: "the run must have finished: its model is written at the end",
+      got: `a run that is ${run.status}`,
+      remedy:
+        run.status === "running"
+          ? "Wait for it"
+          : `Go on with it: pondera train --resume ${run.manifest.name}`,
+    });
+  }
+  return { name: run.manifest.name, folder, run };
+}
+
+const GenerationConfig = z.object({
+  do_sample: z.boolean().nullish().catch(undefined),
+  temperature: z.number().nonnegative().nullish().catch(undefined),
+  top_p: z.number().gt(0).lte(1).nullish().catch(undefined),
+  top_k: z.int().nonnegative().nullish().catch(undefined),
+  min_p: z.number().min(0).lt(1).nullish().catch(undefined),
+});
+
+/** How tokens are chosen: as asked, else as the model's `generation_config.json` says, else by their probabilities. */
+export function samplingFor(
+  { generationConfig }: Pick<ModelFolder, "generationConfig">,
+  asked: SamplingArguments,
+): SamplingOptions {
+  const own = GenerationConfig.parse(generationConfig);
+  const likeliest = own.do_sample === false ? 0 : undefined;
+  return {
+    temperature: asked.temperature ?? likeliest ?? own.temperature ?? SAMPLING_DEFAULTS.temperature,
+    topP: asked.topP ?? own.top_p ?? SAMPLING_DEFAULTS.topP,
+    topK: asked.topK ?? own.top_k ?? SAMPLING_DEFAULTS.topK,
+    minP: asked.minP ?? own.min_p ?? SAMPLING_DEFAULTS.minP,
+  };
+}
+
+/** A model with an engine that decodes it. */
+export interface OpenModel extends ModelFolder {
+  readonly engine: Engine;
+  readonly runtime: Runtime;
+  dispose(): Promise<void>;
+}
+
+export interface OpenOptions {
+  readonly threads: number;
+  /** Sequences decoded side by side. */
+  readonly slots: number;
+  /** Longest sequence wanted, prompt included; the model's own limit bounds it. */
+  readonly positions: number;
+}
+
+/** @throws what loading the folder or the runtime throws */
+export async function openModel(model: ModelFolder, options: OpenOptions): Promise<OpenModel> {
+  const { threads, slots, positions } = options;
+  const runtime = await Runtime.create({ threads });
+  const maxPositions = Math.min(positions, model.config.maxPositions);
+  const engine = new Engine(runtime, model.config, { slots, maxPositions });
+  engine.adopt(deviceWeights(runtime, model.tensors));
+  const dispose = async (): Promise<void> => {
+    await engine.dispose();
+    runtime.dispose();
+  };
+  return { ...model, engine, runtime, dispose };
+}

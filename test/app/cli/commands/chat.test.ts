@@ -1,0 +1,239 @@
+import { EventEmitter } from "node:events";
+import { join } from "node:path";
+import { PassThrough, Readable } from "node:stream";
+import { fileURLToPath } from "node:url";
+import { beforeEach, describe, expect, it } from "vitest";
+import { chat, verdictLine } from "../../../../src/app/cli/commands/chat.ts";
+import { saveModelFolder } from "../../../../src/model/checkpoint/folder.ts";
+import { temporaryFolder } from "../../../base/temporary-folder.ts";
+import { babbler, parrot } from "../../../model/tiny-model.ts";
+import { pondera } from "../harness.ts";
+import { sitAt } from "../terminal.ts";
+import { makeRun } from "../tiny-run.ts";
+
+const solver = parrot("\n<think>✓</think><answer>6*4</answer>");
+
+let root: string;
+beforeEach(async () => {
+  root = await temporaryFolder();
+});
+
+const argv = (...more: readonly string[]) => ["chat", "--runs", root, "--threads", "1", ...more];
+
+describe("pondera chat, from a pipe", () => {
+  const piped = (lines: readonly string[], ...more: string[]) =>
+    pondera(argv(...more), { input: lines.map((line) => `${line}\n`).join("") });
+
+  it("answers every line, the thought behind a rule, and checks countdown answers", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { code, out, err } = await piped(["6 4 = 24", "", "4 6 2 = 26"]);
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const lines = out.split("\n");
+    expect(lines.slice(0, 4)).toEqual(["> 6 4 = 24", "  │ ✓", "  6*4", "  ✓ makes 24  (^‿^)"]);
+    expect(lines.slice(4, 7)).toEqual(["> 4 6 2 = 26", "  │ ✓", "  6*4"]);
+    expect(lines[7]).toMatch(/^ {2}✗ makes 24, not 26 {2}one way: (4\*6\+2|2\+4\*6)$/);
+    expect(lines.slice(8)).toEqual(["1 of 2 right. Until next time!", ""]);
+  });
+
+  it("says of an impossible puzzle that it is one", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { out } = await piped(["6 4 = 99"]);
+    expect(out).toContain("✗ makes 24, not 99  but nobody could: these numbers do not make it (·_·)\n");
+  });
+
+  it("gives no verdict on what is no puzzle", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    expect((await piped(["6+4"])).out).toBe("> 6+4\n  │ ✓\n  6*4\n");
+  });
+
+  it("goes on after a prompt that the model cannot read", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { code, out } = await piped(["6×4 = ?", "1".repeat(60), "6 4 = 24"]);
+    expect(code).toBe(0);
+    expect(out).toMatch(
+      /^ {2}This model has never seen "×" \(U\+00D7\)\. A prompt looks like: \d+ \d+ \d+ = \d+$/m,
+    );
+    expect(out).toMatch(/^ {2}The prompt must have from 1 to 47 tokens; it has 62\./m);
+    expect(out).toContain("✓ makes 24");
+  });
+
+  it("counts the thought instead of showing it", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    expect((await piped(["6 4 = 24"], "--hide-thinking")).out).toBe(
+      "> 6 4 = 24\n  (a thought of 1 token)\n  6*4\n  ✓ makes 24  (^‿^)\n",
+    );
+  });
+
+  it("knows the prompts of another task from the run's samples, and nothing of a model without a run", async () => {
+    const path = await makeRun({ root, name: "other", task: "sums", model: solver });
+    expect((await piped(["6"])).out).toBe("> 6\n  *4\n");
+    const alone = join(root, "alone");
+    await saveModelFolder(alone, solver);
+    expect((await piped(["6", "/new"], alone)).out).toBe(
+      "> 6\n  *4\n> /new\n  No task is known to draw a puzzle from.\n",
+    );
+    expect((await piped(["6"], join(path, "model"))).out).toBe("> 6\n  *4\n");
+  });
+
+  it("draws from the task that the run was trained on, and judges as it does", async () => {
+    const taskFile = fileURLToPath(new URL("../../../../examples/arithmetic.ts", import.meta.url));
+    const model = parrot("=<answer>7</answer>");
+    await makeRun({ root, name: "sums", task: "arithmetic", model, taskFile, prompt: "1+2-3=" });
+    const { out } = await piped(["/new"]);
+    expect(out).toMatch(/^> \/new\n> \d+[+-]\d+[+-]\d+=\n {2}7\n {2}✗ accuracy 0, format 0\n$/);
+  });
+
+  it("obeys commands", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { out } = await piped([
+      "/help",
+      "/temperature",
+      "/temperature 0",
+      "/seed 9",
+      "/new",
+      "/exit",
+      "6 4 = 24",
+    ]);
+    for (const name of ["/help", "/new", "/temperature T", "/seed N", "/exit"])
+      expect(out).toContain(`  ${name}`);
+    expect(out).toContain("  temperature 1\n");
+    expect(out).toContain("  temperature 0\n");
+    expect(out).toContain("  seed 9\n");
+    expect(out).toMatch(/> \/new\n> \d+ \d+ \d+ = \d+\n {2}│ ✓\n {2}6\*4\n {2}✗ /);
+    expect(out).not.toContain("6 4 = 24");
+  });
+
+  it("says what is wrong with a command, and goes on", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { code, out } = await piped(["/hlp", "/temperature -1", "/seed x", "6 4 = 24"]);
+    expect(code).toBe(0);
+    expect(out).toContain('Did you mean "/help"?');
+    expect(out).toContain("/temperature: It must be a number from 0; got -1.");
+    expect(out).toContain("/seed: It must be a whole number; got x.");
+    expect(out).toContain("✓ makes 24");
+  });
+
+  it("gives the same answers for the same seed, and another one when asked again", async () => {
+    await makeRun({ root, name: "one", model: babbler() });
+    const answers = (
+      await piped(["1 2 = 3", "1 2 = 3", "/seed 0", "1 2 = 3"], "--max-new-tokens", "20")
+    ).out.split("> 1 2 = 3\n");
+    const plain = answers
+      .slice(1)
+      .map((answer) => answer.split("\n").filter((line) => /^ {2}(?![✗(])/.test(line)));
+    expect(plain[0]).not.toEqual(plain[1]);
+    expect(plain[2]!.slice(0, plain[0]!.length)).toEqual(plain[0]);
+  });
+});
+
+describe("pondera chat, at a terminal", () => {
+  it("greets, answers, keeps a history and leaves on Ctrl-D", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const terminal = sitAt(argv());
+    await terminal.see(/one · [\d.]+k? parameters · 1 thread/);
+    await terminal.see(/trained on countdown\. A prompt looks like: {2}\d+ \d+ \d+ = \d+/);
+    await terminal.see("> ");
+    terminal.type("6 4 = 24\r");
+    await terminal.see("  │ ✓");
+    await terminal.see("✓ makes 24");
+    await terminal.see("> ");
+    terminal.type("\u001b[A"); // Arrow up: the line before.
+    await terminal.see("6 4 = 24");
+    terminal.type("\r");
+    await terminal.see("✓ makes 24");
+    await terminal.see("> ");
+    terminal.type("\u0004");
+    await terminal.see("2 of 2 right. Until next time!");
+    expect(await terminal.ended).toBe(0);
+  });
+
+  it("counts a hidden thought as it grows", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const terminal = sitAt(argv("--hide-thinking"));
+    terminal.type("6 4 = 24\r");
+    await terminal.see("thinking… 1 token");
+    await terminal.see("(a thought of 1 token)");
+    terminal.type("/exit\r");
+    expect(await terminal.ended).toBe(0);
+    expect(terminal.raw).not.toContain("│");
+  });
+
+  it("shows thoughts dim and hits green, in colour", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const terminal = sitAt(argv(), { NO_COLOR: "" });
+    terminal.type("6 4 = 24\r");
+    await terminal.see("makes 24");
+    terminal.type("\u0004");
+    await terminal.ended;
+    expect(terminal.raw).toContain("\u001b[2m✓\u001b[22m");
+    expect(terminal.raw).toContain("\u001b[32m✓ makes 24\u001b[39m");
+  });
+
+  it("asks the lines of a paste one after another", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const terminal = sitAt(argv());
+    await terminal.see("> ");
+    terminal.type("6 4 = 24\r4 6 = 24\r/exit\r");
+    await terminal.see("✓ makes 24");
+    await terminal.see("> 4 6 = 24");
+    await terminal.see("2 of 2 right");
+    expect(await terminal.ended).toBe(0);
+  });
+
+  it("clears a line on Ctrl-C, and leaves on two on an empty one", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const terminal = sitAt(argv());
+    await terminal.see("> ");
+    terminal.type("1 2 3");
+    await terminal.see("1 2 3");
+    terminal.type("\u0003");
+    terminal.type("6 4 = 24\r");
+    await terminal.see("✓ makes 24");
+    await terminal.see("> ");
+    terminal.type("\u0003");
+    await terminal.see("Ctrl-C again leaves");
+    terminal.type("\u0003");
+    expect(await terminal.ended).toBe(0);
+  });
+});
+
+describe("an answer that is stopped", () => {
+  it("ends where it is, and the chat goes on", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const signals = new EventEmitter();
+    const output = new PassThrough();
+    let shown = "";
+    output.setEncoding("utf8").on("data", (text: string) => {
+      shown += text;
+      // The thought has begun: the person presses Ctrl-C, in the first answer only.
+      if (shown.endsWith("│ ")) signals.emit("SIGINT");
+    });
+    // Written at once, so that the signal comes in the middle of an answer.
+    const stdout = Object.assign(output, { write: output.write.bind(output) });
+    const io = {
+      stdin: Readable.from(["6 4 = 24\n"]),
+      stdout,
+      stderr: new PassThrough(),
+      env: {},
+      exitWith() {},
+    };
+    await chat("one", { runs: root, maxNewTokens: 32, seed: 0, threads: 1 }, io, signals);
+    await new Promise(setImmediate);
+    expect(shown).toContain("  (stopped)\n");
+    expect(shown).not.toContain("makes 24");
+    expect(signals.eventNames()).toEqual([]);
+  });
+});
+
+describe("verdictLine", () => {
+  const plain = { green: String, red: String, dim: String } as unknown as Parameters<typeof verdictLine>[1];
+  it("is glad of persistence", () => {
+    const verdict = { correct: true, reason: "makes 24" };
+    expect(verdictLine({ ...verdict, failedTries: 1 }, plain)).toBe(
+      "✓ makes 24, after a try that failed  (^‿^)",
+    );
+    expect(verdictLine({ ...verdict, failedTries: 3 }, plain)).toBe(
+      "✓ makes 24, after 3 tries that failed  \\(^‿^)/",
+    );
+  });
+});
