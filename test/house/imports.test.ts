@@ -47,7 +47,8 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     "learn/eval",
   ],
 
-  app: ["compute", "model", "learn"],
+  // A user's task file is loaded with the public API in reach, which only the command line can hand it.
+  app: ["compute", "model", "learn", ""],
   // The public API, src/index.ts.
   "": ["compute", "model", "learn"],
 };

@@ -69,10 +69,8 @@ export interface StepMetrics {
   };
 }
 
-/** One line of `samples.jsonl`. */
-export interface SampleRecord {
-  readonly stage: Stage;
-  readonly step: number;
+/** A completion and what its judges said. */
+export interface CompletionRecord {
   readonly id: string;
   readonly prompt: string;
   readonly completion: string;
@@ -81,6 +79,12 @@ export interface SampleRecord {
   readonly correct: boolean;
   readonly tokens: number;
   readonly truncated: boolean;
+}
+
+/** One line of `samples.jsonl`. */
+export interface SampleRecord extends CompletionRecord {
+  readonly stage: Stage;
+  readonly step: number;
 }
 
 /** A pass@1 estimate on held-out prompts. */

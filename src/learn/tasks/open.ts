@@ -270,7 +270,7 @@ function guardTraces(
  * @throws TaskError for rows without a prompt or too few of them; FileError, FormatError for a JSONL file
  */
 export async function openTask<Row extends PromptRow>(definition: TaskDefinition<Row>): Promise<Task<Row>> {
-  const { name, alphabet, rewards, prompts, validation, take, explore, demonstrate } = definition;
+  const { name, alphabet, rewards, prompts, validation, take, explore, demonstrate, wentBack } = definition;
   const origin = await readPrompts(name, "prompts", prompts, take);
   let split: Split<Row>;
   if (validation !== undefined) {
@@ -299,6 +299,7 @@ export async function openTask<Row extends PromptRow>(definition: TaskDefinition
     ...(demonstrate === undefined
       ? {}
       : { demonstrate: guardTraces(name, "demonstrate", demonstrate, split.isHeldOut) }),
+    ...(wentBack === undefined ? {} : { wentBack }),
     ...(maxPromptTokens === undefined ? {} : { maxPromptTokens }),
     ...(maxNewTokens === undefined ? {} : { maxNewTokens }),
   };

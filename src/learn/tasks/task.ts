@@ -75,6 +75,8 @@ export interface Task<Row> {
   readonly explore?: (random: Random) => Trace;
   /** Good traces for a cold start. */
   readonly demonstrate?: (random: Random) => Trace;
+  /** Whether a correct completion first tried what failed: a run keeps the first it sees. */
+  readonly wentBack?: (completion: Judged, example: Example<Row>) => boolean;
   readonly maxPromptTokens?: number;
   readonly maxNewTokens?: number;
 }
@@ -103,6 +105,8 @@ export interface TaskOptions<Row extends PromptRow> {
   readonly correct?: Correct<Row>;
   readonly explore?: (random: Random) => Trace;
   readonly demonstrate?: (random: Random) => Trace;
+  /** Whether a correct completion first tried what failed: a run keeps the first it sees. */
+  readonly wentBack?: (completion: Judged, example: Example<Row>) => boolean;
   /** Prompts to validate on. @default a share of `prompts`, set aside by a hash of their content */
   readonly validation?: Prompts<Row>;
   /** Share of the prompts to set aside when `validation` is absent, above 0 and below 1. @default 0.1 */
@@ -131,6 +135,7 @@ export interface TaskDefinition<Row extends PromptRow> {
   readonly correct?: Correct<Row>;
   readonly explore?: (random: Random) => Trace;
   readonly demonstrate?: (random: Random) => Trace;
+  readonly wentBack?: (completion: Judged, example: Example<Row>) => boolean;
   readonly validation?: Prompts<Row>;
   readonly validationShare: number;
   readonly validationCount: number;
@@ -184,6 +189,7 @@ const optionsSchema = z.object({
   correct: functionSchema.optional(),
   explore: functionSchema.optional(),
   demonstrate: functionSchema.optional(),
+  wentBack: functionSchema.optional(),
   validation: promptsSchema.optional(),
   validationShare: z.number("must be a number").gt(0, "must be above 0").lt(1, "must be below 1").optional(),
   validationCount: countSchema.optional(),

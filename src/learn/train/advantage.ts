@@ -38,7 +38,9 @@ export function advantages(
       });
     }
     const values = known[prompt]!;
-    const mean = values.reduce((a, b) => a + b, 0) / Math.max(1, values.length);
+    // Exactly 0, where the mean of equal numbers might be off by a rounding: such a group needs no backward pass.
+    if (values.every((value) => value === values[0])) return group.map(() => 0);
+    const mean = values.reduce((a, b) => a + b, 0) / values.length;
     const divisor =
       scaling === "none" ? 1 : (scaling === "group" ? spread(values) : batchSpread) + SPREAD_EPSILON;
     return group.map((reward) => (reward === null ? 0 : (reward - mean) / divisor));

@@ -114,3 +114,74 @@ export function packAll(
   }
   return batches;
 }
+
+export interface BucketShape {
+  /** Ascending; the last must hold the longest sequence. */
+  readonly rowLengths: readonly number[];
+  /** Tokens of a batch, of any row length, at most; a batch has at least one row. */
+  readonly batchTokens: number;
+  readonly padId: number;
+}
+
+/** The last batch of a bucket has as many rows as the others, or a half, or a quarter: few programs, little padding. */
+const FRACTIONS = [4, 2, 1];
+
+/**
+ * Packs sequences of very different lengths into rows of several lengths, because attention costs a row the square of its
+ * length. Each sequence goes to the shortest rows that hold it, after the gaps in longer rows have been filled.
+ * Batches come in a fixed order: long rows first, whole batches before the last one.
+ */
+export function packInto(
+  sequences: readonly TrainingSequence[],
+  { rowLengths, batchTokens, padId }: BucketShape,
+  extraNames: readonly string[] = [],
+): PackedBatch[] {
+  const batches: PackedBatch[] = [];
+  let left = sequences.map((_, i) => i);
+  for (const [at, rowLength] of [...rowLengths.entries()].reverse()) {
+    const shorter = rowLengths[at - 1] ?? 0;
+    const own = left.filter((i) => sequences[i]!.ids.length > shorter);
+    if (own.length === 0) continue;
+    const rows = bestFit(
+      own.map((i) => sequences[i]!.ids.length),
+      rowLength,
+    ).map((row) => row.map((i) => own[i]!));
+    const placed = new Set([...own, ...fillGaps(sequences, rows, rowLength, left, shorter)]);
+    left = left.filter((i) => !placed.has(i));
+    const most = Math.max(1, Math.floor(batchTokens / rowLength));
+    for (let start = 0; start < rows.length; start += most) {
+      const part = rows.slice(start, start + most);
+      const sizes = FRACTIONS.map((fraction) => Math.ceil(most / fraction));
+      const batch = sizes.find((size) => size >= part.length)!;
+      batches.push(layOut(sequences, part, { batch, rowLength, padId }, extraNames));
+    }
+  }
+  return batches;
+}
+
+/** Puts what is at most `limit` long into the room that rows have left, longest first. @returns what was placed */
+function fillGaps(
+  sequences: readonly TrainingSequence[],
+  rows: readonly number[][],
+  rowLength: number,
+  candidates: readonly number[],
+  limit: number,
+): number[] {
+  const lengthOf = (i: number): number => sequences[i]!.ids.length;
+  const room = rows.map((row) => row.reduce((space, i) => space - lengthOf(i), rowLength));
+  const small = candidates
+    .filter((i) => lengthOf(i) <= limit)
+    .sort((a, b) => lengthOf(b) - lengthOf(a) || a - b);
+  const placed: number[] = [];
+  for (const i of small) {
+    let best: number | undefined;
+    for (const [row, space] of room.entries()) {
+      if (space >= lengthOf(i) && (best === undefined || space < room[best]!)) best = row;
+    }
+    if (best === undefined) continue;
+    rows[best]!.push(i);
+    room[best]! -= lengthOf(i);
+    placed.push(i);
+  }
+  return placed;
+}

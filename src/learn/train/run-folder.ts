@@ -38,6 +38,8 @@ const Manifest = z.object({
   config: z.record(z.string(), z.unknown()),
   /** Of Pondera, Node, the runtime, the machine. */
   versions: z.record(z.string(), z.string()),
+  /** Absolute path of the file that defines the task, for a task that is not built in. */
+  taskFile: z.string().optional(),
   /** SHA-256 of each data file, by name. */
   data: z.record(z.string(), z.string()),
 });
@@ -196,6 +198,7 @@ export interface CreateRun {
   readonly seed: number;
   readonly config: Readonly<Record<string, unknown>>;
   readonly versions: Readonly<Record<string, string>>;
+  readonly taskFile?: string;
   readonly data?: Readonly<Record<string, string>>;
   /** @default now */
   readonly created?: Date;
@@ -237,6 +240,7 @@ export class RunFolder {
         created: created.toISOString(),
         config: options.config,
         versions: options.versions,
+        ...(options.taskFile === undefined ? {} : { taskFile: options.taskFile }),
         data: options.data ?? {},
       };
       await writeFileAtomic(join(path, "run.json"), `${JSON.stringify(manifest, undefined, 2)}\n`);

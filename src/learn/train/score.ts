@@ -38,7 +38,11 @@ export class Scorer {
     const integers: Record<string, TensorSpec> = Object.fromEntries(
       BATCH_INPUTS.map((name) => [name, { dtype: "i32" as const, shape }]),
     );
-    const specs = { ...weightSpecs(this.#config), ...integers, temperature: { dtype: "f32" as const, shape: [] } };
+    const specs = {
+      ...weightSpecs(this.#config),
+      ...integers,
+      temperature: { dtype: "f32" as const, shape: [] },
+    };
     const { program, outputs: outputSpecs } = await this.#programs.get(`score:${shape.join("x")}`, () => ({
       graph: trace(specs, (x: Record<string, Value>) => {
         const { ids, positions, segments, targets } = x as Record<(typeof BATCH_INPUTS)[number], Value>;

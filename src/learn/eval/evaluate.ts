@@ -1,0 +1,89 @@
+/** How often a model is right on given prompts. */
+
+import type { Engine } from "../../model/engine/engine.ts";
+import { encodePrompt } from "../../model/engine/text.ts";
+import type { Tokenizer } from "../../model/text/tokenizer.ts";
+import type { CompletionRecord, EvalSummary } from "../records/records.ts";
+import { judge } from "../tasks/judge.ts";
+import type { Example, Judged, Task } from "../tasks/task.ts";
+import { summarize } from "./statistics.ts";
+
+export interface EvaluateOptions {
+  /** Completions per prompt. @default 1 */
+  readonly samples?: number;
+  /** 0 is greedy. @default 1 */
+  readonly temperature?: number;
+  readonly topP?: number;
+  readonly maxNewTokens: number;
+  readonly seed: number;
+  /** Tokens that end a completion. @default the tokenizer's end */
+  readonly stopIds?: readonly number[];
+  readonly signal?: AbortSignal;
+}
+
+export interface Evaluation {
+  readonly summary: EvalSummary;
+  /** `records[p][s]` is sample s of prompt p. */
+  readonly records: readonly (readonly CompletionRecord[])[];
+}
+
+/** Names the random streams of evaluations, apart from those of training with the same seed. */
+const EVALUATION_STREAM = 0xe7a1;
+
+/** A completion with the task's verdict, as records keep it. A sample that every reward skipped has the reward 0. */
+export async function recordOf<Row>(
+  task: Task<Row>,
+  example: Example<Row>,
+  judged: Judged,
+): Promise<CompletionRecord> {
+  const { rewards, reward, correct } = await judge(task, judged, example);
+  return {
+    id: example.id,
+    prompt: example.prompt,
+    completion: judged.text,
+    rewards,
+    reward: reward ?? 0,
+    correct,
+    tokens: judged.tokens,
+    truncated: judged.truncated,
+  };
+}
+
+/**
+ * Samples completions of every example with the weights the engine has adopted, and judges them. The random streams are
+ * named by the seed and the example's index: two models evaluated alike draw the same random numbers.
+ * @throws ConfigError when there is no example; TaskError when a reward breaks its contract
+ */
+export async function evaluate<Row>(
+  engine: Engine,
+  tokenizer: Tokenizer,
+  task: Task<Row>,
+  examples: readonly Example<Row>[],
+  options: EvaluateOptions,
+): Promise<Evaluation> {
+  const { samples = 1, temperature = 1, topP = 1, maxNewTokens, seed, signal } = options;
+  const requests = examples.map(({ prompt }, index) => ({
+    prompt: encodePrompt(tokenizer, prompt),
+    samples,
+    seed,
+    path: [EVALUATION_STREAM, index],
+  }));
+  const completions = await engine.generate(requests, {
+    maxNewTokens,
+    temperature,
+    topP,
+    stopIds: options.stopIds ?? [tokenizer.eosId],
+    ...(signal === undefined ? {} : { signal }),
+  });
+  const records = await Promise.all(
+    examples.map((example, index) =>
+      Promise.all(
+        completions[index]!.map(({ ids, finish }) => {
+          const text = tokenizer.decode(ids, { skipSpecial: true });
+          return recordOf(task, example, { text, tokens: ids.length, truncated: finish === "length" });
+        }),
+      ),
+    ),
+  );
+  return { summary: summarize(records), records };
+}

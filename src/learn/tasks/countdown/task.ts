@@ -1,0 +1,112 @@
+/** Countdown as a task: puzzles to draw, rule rewards, and what a base model reads about the game. */
+import { expectKnown } from "../../../base/errors.ts";
+import { Random } from "../../../compute/tensor/random.ts";
+import type { Example, Task, Trace } from "../task.ts";
+import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
+import { COUNTDOWN_ALPHABET, type ExploreOptions, explore, HIT, MISS, puzzlePrompt } from "./traces.ts";
+import type { Puzzle } from "./types.ts";
+import { type CountdownRules, countdownRewards } from "./verify.ts";
+
+/**
+ * The games by name.
+ *
+ * - `quick`: three numbers of which sums and differences alone do not make the target, so that guessing does not get far;
+ * - `long`: three and four numbers, as in TinyZero's game (Jiayi-Pan/Countdown-Tasks-3to4);
+ * - `cd3`: what the 256 published 3-number puzzles were drawn from.
+ */
+export const COUNTDOWN_GAMES = {
+  quick: {
+    counts: [3],
+    numbers: { min: 1, max: 99 },
+    target: { min: 10, max: 99 },
+    needs: "times-or-divide",
+  },
+  long: { counts: [3, 4], numbers: { min: 1, max: 99 }, target: { min: 10, max: 99 } },
+  cd3: { counts: [3], numbers: { min: 1, max: 100 }, target: { min: 1, max: 100 } },
+} as const satisfies Readonly<Record<string, GameOptions>>;
+
+export type CountdownGame = keyof typeof COUNTDOWN_GAMES;
+
+export interface CountdownOptions {
+  /** @default "quick" */
+  readonly game?: CountdownGame;
+  /** Weight of the format reward; a right answer weighs 1. @default 0.1 */
+  readonly formatWeight?: number;
+  /** How often each number is to be used. @default "at-most-once" */
+  readonly use?: CountdownRules["use"];
+  /** Where the prompts to evaluate on come from. @default "validation" */
+  readonly heldOut?: "validation" | "test";
+  /** How many of them. @default 1000 */
+  readonly heldOutCount?: number;
+  /** How what a base model reads is written. */
+  readonly explore?: ExploreOptions;
+  /** Writes a good trace of a puzzle, for a cold start. @default none */
+  readonly demonstrate?: (puzzle: Puzzle, random: Random) => Trace;
+}
+
+/** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
+const HELD_OUT_SEED = 3;
+
+const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
+  id: contentKey(puzzle),
+  prompt: puzzlePrompt(puzzle),
+  row: puzzle,
+});
+
+/** Different puzzles of a split, in a fixed order. */
+function heldOutExamples(game: GameOptions, split: "validation" | "test", count: number): Example<Puzzle>[] {
+  const draw = puzzleSource({ ...game, split });
+  const byKey = new Map<string, Example<Puzzle>>();
+  for (let i = 0; byKey.size < count; i++) {
+    const example = toExample(draw(new Random(HELD_OUT_SEED, i)));
+    if (!byKey.has(example.id)) byKey.set(example.id, example);
+  }
+  return [...byKey.values()];
+}
+
+/** Length of the longest prompt of a game; one token a character. */
+function longestPrompt(game: GameOptions): number {
+  const puzzle = {
+    numbers: Array.from({ length: Math.max(...game.counts!) }, () => game.numbers!.max),
+    target: game.target!.max,
+  };
+  return puzzlePrompt(puzzle).length;
+}
+
+/**
+ * Countdown, with training, validation and test puzzles disjoint by content, from each other and from the published 256.
+ * @throws ConfigError for a game that does not exist
+ */
+export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
+  const {
+    game: name = "quick",
+    formatWeight = 0.1,
+    use,
+    heldOut = "validation",
+    heldOutCount = 1000,
+  } = options;
+  expectKnown("countdown: game", name, Object.keys(COUNTDOWN_GAMES));
+  const game: GameOptions = COUNTDOWN_GAMES[name];
+  const draw = puzzleSource(game);
+  const { demonstrate } = options;
+  return {
+    name: "countdown",
+    description: "Make the target from the numbers with + − × ÷ and brackets",
+    alphabet: COUNTDOWN_ALPHABET,
+    train: { draw: (random) => toExample(draw(random)) },
+    validation: heldOutExamples(game, heldOut, heldOutCount),
+    rewards: countdownRewards({
+      weights: { accuracy: 1, format: formatWeight },
+      ...(use === undefined ? {} : { use }),
+    }),
+    explore: (random) => explore(draw(random), random, options.explore),
+    ...(demonstrate === undefined
+      ? {}
+      : { demonstrate: (random: Random) => demonstrate(draw(random), random) }),
+    wentBack: ({ text }) => {
+      const miss = text.indexOf(MISS);
+      return miss >= 0 && miss < text.lastIndexOf(HIT);
+    },
+    maxPromptTokens: longestPrompt(game),
+  };
+}

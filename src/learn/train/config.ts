@@ -1,0 +1,333 @@
+/**
+ * What a run is configured with: every number that its result depends on, as plain data. A run stores it in `run.json` and
+ * reads it back when it goes on. All schedules count steps, never seconds, so that a run can be repeated on another machine.
+ */
+
+import { z } from "zod";
+import { ConfigError, expectKnown } from "../../base/errors.ts";
+import { checkLlamaConfig, type LlamaConfig } from "../../model/arch/llama.ts";
+import { COUNTDOWN_GAMES, type CountdownGame } from "../tasks/countdown/task.ts";
+import { POLICY_LOSSES } from "./losses.ts";
+
+const count = z.int("must be a whole number").min(1, "must be at least 1");
+const countOrNone = z.int("must be a whole number").min(0, "must be at least 0");
+const positive = z.number("must be a number").positive("must be above 0");
+const nonNegative = z.number("must be a number").min(0, "must be at least 0");
+const share = z.number("must be a number").min(0, "must be from 0 to 1").max(1, "must be from 0 to 1");
+const belowOne = nonNegative.lt(1, "must be below 1");
+
+const Rates = z.strictObject({
+  /** Of embeddings, head and norms; and of the matrices where AdamW moves them. */
+  adamW: nonNegative,
+  /** Of the matrices, where Muon moves them. */
+  muon: nonNegative,
+});
+
+const Schedule = z.strictObject({
+  /** Steps over which the rates rise from 0. */
+  warmup: countOrNone,
+  /** Share of the stage, at its end, over which they fall. */
+  decay: share,
+  /** Factor at the end. */
+  final: share,
+});
+
+const Optimizer = z.strictObject({
+  matrices: z.enum(["muon", "adamw"]),
+  beta1: belowOne,
+  beta2: belowOne,
+  epsilon: positive,
+  /** Muon's momentum. */
+  momentum: belowOne,
+  weightDecay: nonNegative,
+  /** Global norm to which gradients are clipped. */
+  clipNorm: positive,
+});
+
+/** Training on text, each step on new text: `rows` rows of `rowLength` tokens. */
+const LanguageStage = z.strictObject({
+  /** 0 leaves the stage out. */
+  steps: countOrNone,
+  rows: count,
+  rowLength: z.int("must be a whole number").min(8, "must be at least 8"),
+  rates: Rates,
+  schedule: Schedule,
+  optimizer: Optimizer,
+});
+
+const PolicyStage = z.strictObject({
+  steps: countOrNone,
+  /** P: prompts a step. */
+  prompts: count,
+  /** G: samples a prompt. */
+  samples: z.int("must be a whole number").min(2, "must be at least 2: a lone sample has no baseline"),
+  maxNewTokens: count,
+  temperature: positive,
+  /** Sequences decoded side by side. */
+  slots: count,
+  loss: z.enum(POLICY_LOSSES),
+  /** What an advantage is divided by: the spread of its group, of the batch, or nothing. */
+  scaling: z.enum(["group", "batch", "none"]),
+  clipLow: nonNegative,
+  clipHigh: nonNegative,
+  /** Two-sided clipping: the largest ratio a negative advantage may be multiplied with. Absent: none. */
+  ratioCap: positive.optional(),
+  /** Weight of the KL term; 0 trains without a reference. */
+  klBeta: nonNegative,
+  /** Steps after which the reference becomes the policy. */
+  referenceEvery: count,
+  /** Mini-batches a rollout is split into, one update each. */
+  updatesPerRollout: count,
+  /** How often each mini-batch is trained on. */
+  epochs: count,
+  entropyBonus: nonNegative,
+  /** How often a group of equal rewards may be replaced by a new prompt's; 0 is never. */
+  resampleAttempts: countOrNone,
+  /** What happens to completions cut at the limit: nothing, no loss, or a soft punishment before the limit. */
+  overlong: z.enum(["keep", "mask", "penalty"]),
+  /** Tokens before the limit over which the punishment grows. */
+  overlongSlope: count,
+  rates: Rates,
+  schedule: Schedule,
+  optimizer: Optimizer,
+  /** Tokens that go through forward and backward at once; more take more memory. */
+  batchTokens: count,
+});
+
+const gameNames = Object.keys(COUNTDOWN_GAMES) as [CountdownGame, ...CountdownGame[]];
+
+/** How exploration of the game is written; absent fields take the defaults of `explore`. */
+const Explore = z.strictObject({
+  largest: count.optional(),
+  stopAfterMiss: share.optional(),
+  stopAfterHit: share.optional(),
+  answerLast: share.optional(),
+  mostTries: count.optional(),
+});
+
+const Model = z.strictObject({
+  layers: count,
+  /** C. */
+  width: count,
+  /** H, Hk. */
+  heads: count,
+  kvHeads: count,
+  /** D. */
+  headWidth: z
+    .int("must be a whole number")
+    .multipleOf(16, "must be a multiple of 16, as the decoding kernel asks"),
+  /** F. */
+  hidden: count,
+});
+
+const Schema = z.strictObject({
+  seed: z.int("must be a whole number"),
+  /** Threads of every operator. Another number gives another rounding. */
+  threads: count,
+  model: Model,
+  /** Training on the task's exploration: makes the base. */
+  pretrain: LanguageStage,
+  /** Training on the task's good traces: a cold start. */
+  sft: LanguageStage,
+  rl: PolicyStage,
+  /** Before and after reinforcement learning, on held-out prompts. */
+  evaluation: z.strictObject({ count, samples: count, temperature: nonNegative }),
+  /** During it; `every` 0 is never. */
+  validation: z.strictObject({ every: countOrNone, count, temperature: nonNegative }),
+  /** Steps between checkpoints. */
+  checkpointEvery: count,
+  /** Samples of each step that are kept in samples.jsonl. */
+  samplesPerStep: countOrNone,
+  /** The built-in game; other tasks pass it over. */
+  countdown: z.strictObject({ game: z.enum(gameNames), formatWeight: nonNegative, explore: Explore }),
+});
+
+export type RunConfig = Readonly<z.infer<typeof Schema>>;
+export type LanguageStageConfig = RunConfig["pretrain"];
+export type PolicyStageConfig = RunConfig["rl"];
+export type ModelSizes = RunConfig["model"];
+
+function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
+  return path.reduce<unknown>(
+    (value, key) =>
+      typeof value === "object" && value !== null ? (value as Record<PropertyKey, unknown>)[key] : undefined,
+    root,
+  );
+}
+
+/** The names a section of the configuration has; undefined for a field. */
+function namesAt(path: readonly PropertyKey[]): readonly string[] | undefined {
+  let schema: z.core.$ZodType = Schema;
+  for (const key of path) {
+    if (!(schema instanceof z.ZodObject)) return undefined;
+    schema = (schema.shape as Record<PropertyKey, z.core.$ZodType>)[key]!;
+  }
+  return schema instanceof z.ZodObject ? Object.keys(schema.shape) : undefined;
+}
+
+/** Every field by its path, `rl.clipHigh`. */
+function fieldPaths(path: readonly string[] = []): string[] {
+  const names = namesAt(path);
+  return names === undefined ? [path.join(".")] : names.flatMap((name) => fieldPaths([...path, name]));
+}
+
+/**
+ * A configuration read from JSON, checked.
+ * @throws ConfigError naming the first field that breaks its rule, or that does not exist with the nearest that does
+ */
+export function parseRunConfig(value: unknown): RunConfig {
+  const parsed = Schema.safeParse(value);
+  if (!parsed.success) {
+    const issue = parsed.error.issues[0]!;
+    const where = ["config", ...issue.path].join(".");
+    if (issue.code === "unrecognized_keys") expectKnown(where, issue.keys[0]!, namesAt(issue.path) ?? []);
+    const got = JSON.stringify(valueAt(value, issue.path));
+    throw new ConfigError({ where, rule: issue.message, got: got ?? "nothing" });
+  }
+  const config = parsed.data;
+  // The vocabulary and the longest sequence come with the task; the rest of the model can be checked now.
+  checkLlamaConfig(modelConfig(config.model, { vocabSize: 1, maxPositions: 1 }));
+  if (config.model.width % config.model.heads !== 0) {
+    throw new ConfigError({
+      where: "config.model.width",
+      rule: "must be a multiple of heads, as other programs that load the model demand",
+      got: `width ${config.model.width}, heads ${config.model.heads}`,
+    });
+  }
+  const { prompts, samples, updatesPerRollout, maxNewTokens, overlong, overlongSlope } = config.rl;
+  if (updatesPerRollout > prompts * samples) {
+    throw new ConfigError({
+      where: "config.rl.updatesPerRollout",
+      rule: `must be at most the ${prompts * samples} samples of a step`,
+      got: `${updatesPerRollout}`,
+    });
+  }
+  if (overlong === "penalty" && overlongSlope > maxNewTokens) {
+    throw new ConfigError({
+      where: "config.rl.overlongSlope",
+      rule: `must be at most maxNewTokens (${maxNewTokens})`,
+      got: `${overlongSlope}`,
+    });
+  }
+  return config;
+}
+
+/**
+ * A configuration with one field set from text, `rl.clipHigh=0.28`. Rules between fields are left to
+ * {@link parseRunConfig}, so that several may be set one after another.
+ * @throws ConfigError when the field does not exist, suggesting one that does
+ */
+export function setOption(config: RunConfig, assignment: string): RunConfig {
+  const at = assignment.indexOf("=");
+  if (at < 1) {
+    throw new ConfigError({
+      where: "--set",
+      rule: "takes field=value",
+      got: JSON.stringify(assignment),
+      remedy: "For example --set rl.temperature=1.1",
+    });
+  }
+  const path = assignment.slice(0, at).trim().split(".");
+  const text = assignment.slice(at + 1).trim();
+  for (const [depth, name] of path.entries()) {
+    const names = namesAt(path.slice(0, depth)) ?? [];
+    const elsewhere = fieldPaths().find((field) => field.endsWith(`.${path.join(".")}`));
+    if (!names.includes(name) && elsewhere !== undefined) {
+      throw new ConfigError({
+        where: `--set ${path.join(".")}`,
+        rule: "must be a field's whole name",
+        got: JSON.stringify(path.join(".")),
+        remedy: `Did you mean ${JSON.stringify(elsewhere)}?`,
+      });
+    }
+    expectKnown(["--set", ...path.slice(0, depth)].join(" "), name, names);
+  }
+  const fields = namesAt(path);
+  if (fields !== undefined) {
+    throw new ConfigError({
+      where: `--set ${path.join(".")}`,
+      rule: "must name one field, not a section",
+      got: JSON.stringify(path.join(".")),
+      remedy: `It has ${fields.join(", ")}`,
+    });
+  }
+  let value: unknown = text;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    // Not JSON: a name such as dr_grpo, kept as text and held to its rule by parseRunConfig.
+  }
+  return withValue(config, path, value) as RunConfig;
+}
+
+function withValue(root: unknown, path: readonly string[], value: unknown): unknown {
+  const [key, ...rest] = path;
+  if (key === undefined) return value;
+  const object = root as Record<string, unknown>;
+  return { ...object, [key]: withValue(object[key], rest, value) };
+}
+
+/**
+ * The one dial. Width grows with depth; heads are 32 wide and share their keys and values in pairs, since decoding is
+ * bound by reading those; F is 8/3 of the width, as SwiGLU's third matrix asks.
+ * @param depth  number of layers; 4 is width 128
+ */
+export function sizesOf(depth: number): ModelSizes {
+  if (!Number.isSafeInteger(depth) || depth < 1) {
+    throw new ConfigError({ where: "--depth", rule: "must be a whole number from 1", got: String(depth) });
+  }
+  const width = 64 * Math.max(1, Math.round(depth / 2));
+  const heads = width / 32;
+  return {
+    layers: depth,
+    width,
+    heads,
+    kvHeads: heads / 2,
+    headWidth: 32,
+    hidden: 8 * Math.ceil(width / 3),
+  };
+}
+
+/**
+ * A configuration at another depth. AdamW's rates fall with the square root of the width; Muon's, whose updates have a size
+ * of their own, stay; batches of text grow with the depth.
+ */
+export function withDepth(config: RunConfig, depth: number): RunConfig {
+  const model = sizesOf(depth);
+  const rate = Math.sqrt(config.model.width / model.width);
+  const scaledRates = <S extends { readonly rates: RunConfig["rl"]["rates"] }>(stage: S): S => ({
+    ...stage,
+    rates: { ...stage.rates, adamW: stage.rates.adamW * rate },
+  });
+  const scaledText = (stage: LanguageStageConfig): LanguageStageConfig => ({
+    ...scaledRates(stage),
+    rows: Math.max(1, Math.round((stage.rows * depth) / config.model.layers)),
+  });
+  return {
+    ...config,
+    model,
+    pretrain: scaledText(config.pretrain),
+    sft: scaledText(config.sft),
+    rl: scaledRates(config.rl),
+  };
+}
+
+/** The model of given sizes, for a vocabulary and a longest sequence. */
+export function modelConfig(
+  sizes: ModelSizes,
+  task: { readonly vocabSize: number; readonly maxPositions: number },
+): LlamaConfig {
+  return {
+    vocabSize: task.vocabSize,
+    hiddenSize: sizes.width,
+    intermediateSize: sizes.hidden,
+    layers: sizes.layers,
+    heads: sizes.heads,
+    kvHeads: sizes.kvHeads,
+    headDim: sizes.headWidth,
+    rmsNormEpsilon: 1e-6,
+    ropeTheta: 10_000,
+    maxPositions: task.maxPositions,
+    tieEmbeddings: false,
+  };
+}

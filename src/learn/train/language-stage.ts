@@ -1,0 +1,130 @@
+/** Pre-training and the cold start: next-token prediction on traces, of which each step draws new ones. */
+
+import { TaskError } from "../../base/errors.ts";
+import { Random } from "../../compute/tensor/random.ts";
+import { encodePrompt } from "../../model/engine/text.ts";
+import type { Tokenizer } from "../../model/text/tokenizer.ts";
+import { causalKeys, type DenseSizes, trainFlops } from "../cost/flops.ts";
+import { scheduleFactor } from "../optim/schedule.ts";
+import type { Trace } from "../tasks/task.ts";
+import type { LanguageStageConfig } from "./config.ts";
+import { CROSS_ENTROPY } from "./losses.ts";
+import { bestFit, layOut, type PackedBatch, type TrainingSequence } from "./pack.ts";
+import type { Rates, Trainer } from "./trainer.ts";
+
+/** How much of a batch the drawn texts fill before they are packed. */
+const FILL = 0.97;
+/** Texts in a row that may all be longer than a row. */
+const MOST_TOO_LONG = 1000;
+
+export interface LanguageBatch {
+  readonly batch: PackedBatch;
+  /** Tokens of each sequence in it. */
+  readonly lengths: readonly number[];
+}
+
+/** A trace as a training sequence: only the completion and its end are to be predicted. */
+export function traceSequence(tokenizer: Tokenizer, trace: Trace): TrainingSequence {
+  const prompt = encodePrompt(tokenizer, trace.prompt);
+  const completion = [...tokenizer.encode(trace.completion), tokenizer.eosId];
+  return {
+    ids: [...prompt, ...completion],
+    weights: [...prompt.map(() => 0), ...completion.map(() => 1)],
+  };
+}
+
+/** Packed rows of new traces; the loss is the mean over the tokens to be predicted. */
+export function languageBatch(options: {
+  readonly tokenizer: Tokenizer;
+  readonly draw: (random: Random) => Trace;
+  /** Seed and path of the step's random stream. */
+  readonly seed: number;
+  readonly path: readonly number[];
+  readonly rows: number;
+  readonly rowLength: number;
+}): LanguageBatch {
+  const { tokenizer, draw, seed, path, rows: B, rowLength: T } = options;
+  const drawn: TrainingSequence[] = [];
+  let tokens = 0;
+  let tooLong = 0;
+  for (let index = 0; tokens < FILL * B * T; index++) {
+    const sequence = traceSequence(tokenizer, draw(new Random(seed, ...path, index)));
+    if (sequence.ids.length <= T) {
+      drawn.push(sequence);
+      tokens += sequence.ids.length;
+      tooLong = 0;
+    } else if (++tooLong === MOST_TOO_LONG) {
+      throw new TaskError({
+        where: "training texts",
+        rule: `must fit rows of ${T} tokens`,
+        got: `${MOST_TOO_LONG} longer ones in a row, the last of ${sequence.ids.length}`,
+        remedy: "Set rowLength higher, or write shorter traces",
+      });
+    }
+  }
+  // What does not fit is given up from the end, so that it is no matter of length which texts are.
+  const packed = (count: number): number[][] =>
+    bestFit(
+      drawn.slice(0, count).map(({ ids }) => ids.length),
+      T,
+    );
+  let rows = packed(drawn.length);
+  while (rows.length > B) {
+    drawn.pop();
+    rows = packed(drawn.length);
+  }
+  const lengths = drawn.map(({ ids }) => ids.length);
+  const targets = drawn.reduce((sum, { weights }) => sum + Array.from(weights).reduce((a, b) => a + b, 0), 0);
+  const weighted = drawn.map(({ ids, weights }) => ({
+    ids,
+    weights: Array.from(weights, (w) => w / targets),
+  }));
+  return { batch: layOut(weighted, rows, { batch: B, rowLength: T, padId: tokenizer.padId }), lengths };
+}
+
+/** Rates of one step of a stage. @param step 1-based */
+export function ratesAt(
+  stage: Pick<LanguageStageConfig, "rates" | "schedule" | "steps">,
+  step: number,
+): Rates {
+  const factor = scheduleFactor(stage.schedule, step, stage.steps);
+  return { adamW: stage.rates.adamW * factor, muon: stage.rates.muon * factor };
+}
+
+/** The rate that says most of a step: that of the matrices. */
+export function matrixRate(stage: Pick<LanguageStageConfig, "optimizer">, rates: Rates): number {
+  return stage.optimizer.matrices === "muon" ? rates.muon : rates.adamW;
+}
+
+/** What one step of any stage yields, apart from what only its kind has. */
+export interface StepOutcome {
+  readonly loss: number;
+  readonly gradientNorm: number;
+  readonly learningRate: number;
+  readonly tokens: { readonly rollout: number; readonly train: number };
+  readonly flops: number;
+}
+
+/** Operations of training on sequences of these lengths. */
+export function trainingFlops(sizes: DenseSizes, lengths: readonly number[]): number {
+  return lengths.reduce((sum, length) => sum + length * trainFlops(sizes, causalKeys(length)), 0);
+}
+
+/** Forward, backward and update on one batch. */
+export async function languageStep(
+  trainer: Trainer,
+  { batch, lengths }: LanguageBatch,
+  options: { readonly stage: LanguageStageConfig; readonly step: number; readonly sizes: DenseSizes },
+): Promise<StepOutcome> {
+  const { stage, step, sizes } = options;
+  const rates = ratesAt(stage, step);
+  const { loss } = await trainer.accumulate(CROSS_ENTROPY, batch);
+  const { gradientNorm } = await trainer.apply(rates);
+  return {
+    loss,
+    gradientNorm,
+    learningRate: matrixRate(stage, rates),
+    tokens: { rollout: 0, train: batch.tokens },
+    flops: trainingFlops(sizes, lengths),
+  };
+}

@@ -1,0 +1,76 @@
+/** From judged groups to packed batches: advantages, normalisation, mini-batches. Pure host functions. */
+
+import type { Random } from "../../compute/tensor/random.ts";
+import { advantages, lossWeights } from "./advantage.ts";
+import type { PolicyStageConfig } from "./config.ts";
+import type { TrainingSequence } from "./pack.ts";
+import type { Group, Sample } from "./rollout.ts";
+
+/** What the normalisation and the loss depend on. */
+export type PolicyObjective = Pick<
+  PolicyStageConfig,
+  "loss" | "scaling" | "maxNewTokens" | "overlong" | "klBeta" | "entropyBonus" | "updatesPerRollout"
+>;
+
+interface Scored {
+  readonly prompt: readonly number[];
+  readonly sample: Sample;
+  readonly advantage: number;
+}
+
+/**
+ * Splits the samples of a rollout into mini-batches, one update each, and makes training sequences of them. A sample that no gradient flows through, because its
+ * advantage is 0 and neither KL nor entropy speaks of it, is left out of the sequences; it counts in the normalisation as
+ * if it were there. Samples that every reward skipped count for nothing.
+ */
+export function miniBatches<Row>(
+  groups: readonly Group<Row>[],
+  objective: PolicyObjective,
+  random: Random,
+): TrainingSequence[][] {
+  const { updatesPerRollout: updates, klBeta, entropyBonus, overlong, loss, maxNewTokens } = objective;
+  const table = advantages(
+    groups.map(({ samples }) => samples.map(({ reward }) => reward)),
+    objective.scaling,
+  );
+  const scored: Scored[] = groups
+    .flatMap(({ prompt, samples }, g) =>
+      samples.map((sample, s) => ({ prompt, sample, advantage: table[g]![s]! })),
+    )
+    .filter(({ sample }) => sample.reward !== null);
+  if (updates > 1) random.shuffle(scored);
+  return Array.from({ length: updates }, (_, update) => {
+    const part = scored.filter((_, i) => i % updates === update);
+    const lengths = part.map(({ sample }) =>
+      overlong === "mask" && sample.judged.truncated ? 0 : sample.ids.length,
+    );
+    const weights = lossWeights(loss, lengths, maxNewTokens);
+    return part
+      .map((one, i) => ({ one, weight: weights[i]! }))
+      .filter(({ one, weight }) => weight > 0 && (one.advantage !== 0 || klBeta > 0 || entropyBonus > 0))
+      .map(({ one, weight }) => policySequence(one, weight));
+  });
+}
+
+function policySequence({ prompt, sample, advantage }: Scored, weight: number): TrainingSequence {
+  const length = sample.ids.length;
+  const overPrompt = prompt.map(() => 0);
+  const constant = (value: number): number[] => [...overPrompt, ...sample.ids.map(() => value)];
+  return {
+    ids: [...prompt, ...sample.ids],
+    weights: constant(weight),
+    extra: {
+      counts: constant(1),
+      advantage: constant(advantage),
+      sampledLogp: [...overPrompt, ...sample.logp],
+      sequenceShare: constant(1 / length),
+    },
+  };
+}
+
+/** The row lengths for sequences of up to `longest` tokens: most are far shorter, and attention costs rows their square. */
+export function rowLengthsFor(longest: number): number[] {
+  const long = 16 * Math.ceil(longest / 16);
+  const half = 16 * Math.ceil(longest / 32);
+  return half < long ? [half, long] : [long];
+}

@@ -1,0 +1,159 @@
+/** One step of reinforcement learning: a rollout, then one or more updates of the policy on it. */
+
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
+import { Random } from "../../compute/tensor/random.ts";
+import type { Engine } from "../../model/engine/engine.ts";
+import type { Tokenizer } from "../../model/text/tokenizer.ts";
+import { causalKeys, type DenseSizes, forwardFlops } from "../cost/flops.ts";
+import type { RolloutMetrics } from "../records/records.ts";
+import type { Task } from "../tasks/task.ts";
+import type { PolicyStageConfig } from "./config.ts";
+import { matrixRate, ratesAt, type StepOutcome, trainingFlops } from "./language-stage.ts";
+import { policyLoss } from "./losses.ts";
+import { type PackedBatch, packInto } from "./pack.ts";
+import { miniBatches } from "./policy-batch.ts";
+import { type Group, rollOut } from "./rollout.ts";
+import { addStatistics, rolloutMetrics } from "./rollout-metrics.ts";
+import type { Scorer } from "./score.ts";
+import { STREAMS } from "./streams.ts";
+import type { Statistics, Trainer } from "./trainer.ts";
+
+/** A frozen policy that the KL term pulls towards. */
+export interface Reference {
+  readonly scorer: Scorer;
+  readonly weights: Readonly<Record<string, DeviceTensor<"f32">>>;
+  /** Steps since it became the policy of its time. */
+  readonly age: number;
+}
+
+export interface PolicyStepOptions<Row> {
+  readonly trainer: Trainer;
+  /** Must have adopted the trainer's weights. */
+  readonly engine: Engine;
+  readonly tokenizer: Tokenizer;
+  readonly task: Task<Row>;
+  readonly stage: PolicyStageConfig;
+  readonly sizes: DenseSizes;
+  readonly rowLengths: readonly number[];
+  readonly seed: number;
+  /** 1-based. */
+  readonly step: number;
+  readonly reference?: Reference;
+  readonly signal?: AbortSignal;
+}
+
+export interface PolicyStepOutcome<Row> extends StepOutcome {
+  readonly rl: RolloutMetrics;
+  readonly drawn: readonly Group<Row>[];
+  readonly seconds: Readonly<Record<string, number>>;
+}
+
+/** Forward operations of sampling: each prompt once, then every token with what came before it. */
+export function rolloutFlops(sizes: DenseSizes, groups: readonly Group<unknown>[]): number {
+  let total = 0;
+  for (const { prompt, samples } of groups) {
+    total += prompt.length * forwardFlops(sizes, causalKeys(prompt.length));
+    for (const { ids } of samples) {
+      // The first token comes from the prompt's own pass, and the last is not run.
+      const decoded = ids.length - 1;
+      total += decoded * forwardFlops(sizes, prompt.length + causalKeys(decoded));
+    }
+  }
+  return total;
+}
+
+/** The log-probabilities a reference gives to a batch, as one more per-token input. */
+async function withReference(
+  batch: PackedBatch,
+  { scorer, weights }: Reference,
+  temperature: number,
+): Promise<PackedBatch> {
+  const logp = await scorer.score(weights, batch, temperature);
+  const referenceLogp: HostArray<"f32"> = hostArray("f32", batch.ids.shape, logp);
+  return { ...batch, extra: { ...batch.extra, referenceLogp } };
+}
+
+/**
+ * One step. Where every group is equal there is nothing to learn and no update is taken.
+ * @throws NumericError when a loss or gradient is not finite; TaskError when a reward breaks its contract
+ */
+export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<PolicyStepOutcome<Row>> {
+  const { trainer, engine, tokenizer, task, stage, sizes, seed, step, reference, signal } = options;
+  const { prompts, samples, maxNewTokens, temperature, resampleAttempts } = stage;
+  const rollout = await rollOut({
+    ...{ engine, tokenizer, task, seed, step },
+    ...{ prompts, samples, maxNewTokens, temperature, resampleAttempts },
+    ...(signal === undefined ? {} : { signal }),
+  });
+  const packing = performance.now();
+  const loss = policyLoss({
+    loss: stage.loss,
+    kl: reference !== undefined,
+    dualClip: stage.ratioCap !== undefined,
+  });
+  const inputs = loss.tokenInputs.filter((name) => name !== "weights" && name !== "referenceLogp");
+  const shape = { rowLengths: options.rowLengths, batchTokens: stage.batchTokens, padId: tokenizer.padId };
+  const parts = miniBatches(rollout.groups, stage, new Random(seed, STREAMS.order, step)).filter(
+    (part) => part.length > 0,
+  );
+  const updates = parts.map((part) => packInto(part, shape, inputs));
+  const training = performance.now();
+  const rates = ratesAt(stage, step);
+  const scalars = {
+    temperature,
+    clipLow: stage.clipLow,
+    clipHigh: stage.clipHigh,
+    entropyBonus: stage.entropyBonus,
+    klBeta: stage.klBeta,
+    ...(stage.ratioCap === undefined ? {} : { ratioCap: stage.ratioCap }),
+  };
+  const total: Statistics = { loss: 0, sums: {}, maxima: {} };
+  let norms = 0;
+  let trained = 0;
+  for (const batches of updates) {
+    const scored: PackedBatch[] = [];
+    for (const batch of batches) {
+      scored.push(reference === undefined ? batch : await withReference(batch, reference, temperature));
+    }
+    for (let epoch = 0; epoch < stage.epochs; epoch++) {
+      for (const batch of scored) {
+        addStatistics(total, await trainer.accumulate(loss, batch, scalars));
+        trained += batch.tokens;
+      }
+      norms += (await trainer.apply(rates)).gradientNorm;
+    }
+  }
+  const taken = updates.length * stage.epochs;
+  const trainOnce = trainingFlops(
+    sizes,
+    parts.flat().map(({ ids }) => ids.length),
+  );
+  // A forward pass is a third of a training pass.
+  const trainFlops = trainOnce * (stage.epochs + (reference === undefined ? 0 : 1 / 3));
+  const done = performance.now();
+  const generated = rollout.drawn.reduce(
+    (sum, group) => sum + group.samples.reduce((n, { ids }) => n + ids.length, 0),
+    0,
+  );
+  return {
+    loss: taken === 0 ? 0 : total.loss / taken,
+    gradientNorm: taken === 0 ? 0 : norms / taken,
+    learningRate: matrixRate(stage, rates),
+    tokens: { rollout: generated, train: trained },
+    flops: rolloutFlops(sizes, rollout.drawn) + trainFlops,
+    rl: rolloutMetrics({
+      drawn: rollout.drawn,
+      resampled: rollout.drawn.length - rollout.groups.length,
+      statistics: total,
+      ...(reference === undefined ? {} : { referenceAge: reference.age }),
+    }),
+    drawn: rollout.drawn,
+    seconds: {
+      rollout: rollout.seconds.generate,
+      reward: rollout.seconds.judge,
+      pack: (training - packing) / 1000,
+      train: (done - training) / 1000,
+    },
+  };
+}

@@ -1,0 +1,115 @@
+/** Ready-made configurations, as data. Each fits a depth of 4 and is carried to others by `withDepth`. */
+
+import { availableParallelism } from "node:os";
+import { expectKnown } from "../../base/errors.ts";
+import { type RunConfig, sizesOf } from "./config.ts";
+import { OPTIMIZER_DEFAULTS } from "./trainer.ts";
+
+export interface Preset {
+  /** One line, for help. */
+  readonly summary: string;
+  readonly config: RunConfig;
+}
+
+const QUICK: RunConfig = {
+  seed: 1,
+  threads: availableParallelism(),
+  model: sizesOf(4),
+  pretrain: {
+    steps: 900,
+    rows: 24,
+    rowLength: 160,
+    rates: { adamW: 0.003, muon: 0.02 },
+    schedule: { warmup: 50, decay: 0.3, final: 0.05 },
+    optimizer: OPTIMIZER_DEFAULTS,
+  },
+  sft: {
+    steps: 0,
+    rows: 24,
+    rowLength: 160,
+    rates: { adamW: 0.001, muon: 0.01 },
+    schedule: { warmup: 20, decay: 0.3, final: 0.05 },
+    optimizer: OPTIMIZER_DEFAULTS,
+  },
+  rl: {
+    steps: 200,
+    prompts: 32,
+    samples: 8,
+    maxNewTokens: 150,
+    temperature: 1,
+    slots: 256,
+    loss: "dr_grpo",
+    scaling: "none",
+    clipLow: 0.2,
+    clipHigh: 0.28,
+    klBeta: 0,
+    referenceEvery: 400,
+    updatesPerRollout: 1,
+    epochs: 1,
+    entropyBonus: 0,
+    resampleAttempts: 0,
+    overlong: "keep",
+    overlongSlope: 30,
+    rates: { adamW: 0.0003, muon: 0.002 },
+    schedule: { warmup: 5, decay: 0, final: 1 },
+    optimizer: OPTIMIZER_DEFAULTS,
+    batchTokens: 4096,
+  },
+  evaluation: { count: 1000, samples: 1, temperature: 1 },
+  validation: { every: 25, count: 128, temperature: 1 },
+  checkpointEvery: 25,
+  samplesPerStep: 4,
+  countdown: { game: "quick", formatWeight: 0.1, explore: {} },
+};
+
+const R1: RunConfig = {
+  ...QUICK,
+  pretrain: { ...QUICK.pretrain, steps: 600 },
+  sft: { ...QUICK.sft, steps: 600 },
+  rl: { ...QUICK.rl, steps: 100 },
+  countdown: { game: "cd3", formatWeight: 0.1, explore: {} },
+};
+
+const LONG: RunConfig = {
+  ...QUICK,
+  model: sizesOf(6),
+  pretrain: { ...QUICK.pretrain, steps: 4000, rowLength: 288 },
+  rl: { ...QUICK.rl, steps: 800, prompts: 64, maxNewTokens: 256 },
+  checkpointEvery: 50,
+  countdown: { game: "long", formatWeight: 0.1, explore: {} },
+};
+
+const SMOKE: RunConfig = {
+  ...QUICK,
+  model: sizesOf(2),
+  pretrain: {
+    ...QUICK.pretrain,
+    steps: 40,
+    rows: 8,
+    rowLength: 128,
+    schedule: { ...QUICK.pretrain.schedule, warmup: 5 },
+  },
+  sft: { ...QUICK.sft, rows: 8, rowLength: 128 },
+  rl: { ...QUICK.rl, steps: 6, prompts: 8, samples: 4, maxNewTokens: 96, slots: 32, batchTokens: 1024 },
+  evaluation: { count: 64, samples: 1, temperature: 1 },
+  validation: { every: 3, count: 16, temperature: 1 },
+  checkpointEvery: 10,
+};
+
+export const PRESETS = {
+  quick: {
+    summary: "R1-Zero: a base from unselected exploration, then reinforcement learning alone",
+    config: QUICK,
+  },
+  r1: { summary: "R1: a cold start on good traces before reinforcement learning", config: R1 },
+  long: { summary: "the bigger game, for hours", config: LONG },
+  smoke: { summary: "the smallest run that goes through every stage, in seconds", config: SMOKE },
+} as const satisfies Readonly<Record<string, Preset>>;
+
+export type PresetName = keyof typeof PRESETS;
+
+/** @throws ConfigError suggesting the nearest name */
+export function presetNamed(name: string): Preset {
+  expectKnown("--preset", name, Object.keys(PRESETS));
+  return PRESETS[name as PresetName];
+}

@@ -1,0 +1,56 @@
+/** Where a run stands, apart from its tensors: what a checkpoint holds as JSON. */
+
+import { z } from "zod";
+import { FormatError } from "../../base/errors.ts";
+import type { EvalSummary, SampleRecord, Stage } from "../records/records.ts";
+
+export interface RunState {
+  /** Index of the stage that is under way, and steps of it that are done; after the last stage, their number and 0. */
+  readonly stage: number;
+  readonly step: number;
+  /** Updates the stage's optimizer has taken. */
+  readonly updates: number;
+  readonly tokens: number;
+  readonly flops: number;
+  /** Seconds of the run so far, and of each stage. */
+  readonly elapsed: number;
+  readonly seconds: Readonly<Partial<Record<Stage, number>>>;
+  /** Evaluations done. */
+  readonly base?: EvalSummary;
+  readonly sft?: EvalSummary;
+  readonly firstBacktrack?: SampleRecord;
+}
+
+export const FRESH: RunState = {
+  stage: 0,
+  step: 0,
+  updates: 0,
+  tokens: 0,
+  flops: 0,
+  elapsed: 0,
+  seconds: {},
+};
+
+const whole = z.number().int().nonnegative();
+const amount = z.number().nonnegative();
+/** The records inside are this program's own, of the format that run.json names. */
+const Schema = z.looseObject({
+  stage: whole,
+  step: whole,
+  updates: whole,
+  tokens: whole,
+  flops: amount,
+  elapsed: amount,
+  seconds: z.record(z.string(), amount),
+});
+
+/** @throws FormatError naming the checkpoint when it holds something else */
+export function parseRunState(where: string, value: unknown): RunState {
+  const parsed = Schema.safeParse(value);
+  if (parsed.success) return parsed.data as unknown as RunState;
+  const issue = parsed.error.issues[0];
+  throw new FormatError({
+    where: `${where}: ${issue?.path.join(".") ?? ""}`,
+    rule: issue?.message ?? "must be the state of a run",
+  });
+}

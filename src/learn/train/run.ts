@@ -1,0 +1,118 @@
+/** Starting a run, and going on with one. What a run does is in training.ts. */
+
+import { cpus } from "node:os";
+import { ConfigError, TaskError } from "../../base/errors.ts";
+import { packageVersion } from "../../base/version.ts";
+import { Runtime } from "../../compute/runtime/runtime.ts";
+import type { Task } from "../tasks/task.ts";
+import { parseRunConfig, type RunConfig } from "./config.ts";
+import { RunFolder, type RunManifest, readRun } from "./run-folder.ts";
+import { type RunOptions, type RunOutcome, Training } from "./training.ts";
+
+export interface StartOptions<Row> extends RunOptions {
+  /** The folder that holds runs. */
+  readonly root: string;
+  readonly name?: string;
+  readonly task: Task<Row>;
+  /** Path of the file that defines the task, and a hash of each data file; kept for resuming. */
+  readonly taskFile?: string;
+  readonly data?: Readonly<Record<string, string>>;
+  readonly preset: string;
+  readonly config: RunConfig;
+}
+
+/**
+ * Starts a new run and trains it to the end, or until the signal.
+ * @throws ConfigError, TaskError before anything is written; FileError when the folder cannot be written to; NumericError
+ *   when a loss or gradient is not finite, after a checkpoint of the last good state
+ */
+export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutcome> {
+  const config = parseRunConfig(options.config);
+  checkTask(options.task, config);
+  const runtime = await Runtime.create({ threads: config.threads });
+  try {
+    const folder = await RunFolder.create({
+      root: options.root,
+      ...(options.name === undefined ? {} : { name: options.name }),
+      task: options.task.name,
+      ...(options.taskFile === undefined ? {} : { taskFile: options.taskFile }),
+      preset: options.preset,
+      seed: config.seed,
+      config,
+      versions: versions(runtime),
+      data: options.data ?? {},
+    });
+    try {
+      const training = await Training.create({ folder, runtime, task: options.task, config }, options);
+      return await training.run(undefined);
+    } finally {
+      await folder.close();
+    }
+  } finally {
+    runtime.dispose();
+  }
+}
+
+/**
+ * Goes on with a run from its last checkpoint; what comes out is what would have come out without the pause.
+ * @param openTask  gives the run's task again
+ * @throws as {@link startRun}; RunLockedError while another process trains the run
+ */
+export async function resumeRun(
+  path: string,
+  openTask: (manifest: RunManifest, config: RunConfig) => Promise<Task<unknown>>,
+  options: RunOptions = {},
+): Promise<RunOutcome> {
+  const { result } = await readRun(path);
+  if (result !== undefined) return { kind: "finished", path, result };
+  const folder = await RunFolder.open(path);
+  try {
+    const config = parseRunConfig(folder.manifest.config);
+    const task = await openTask(folder.manifest, config);
+    checkTask(task, config);
+    const checkpoint = await folder.latestCheckpoint();
+    await folder.truncateAfter(checkpoint);
+    const runtime = await Runtime.create({ threads: config.threads });
+    try {
+      const training = await Training.create({ folder, runtime, task, config }, options);
+      return await training.run(checkpoint);
+    } finally {
+      runtime.dispose();
+    }
+  } finally {
+    await folder.close();
+  }
+}
+
+/** What made a run's numbers, besides its configuration. */
+function versions(runtime: Runtime): Record<string, string> {
+  return {
+    pondera: packageVersion(),
+    node: process.versions.node,
+    onnxruntime: `${runtime.version} (${runtime.backend})`,
+    platform: `${process.platform} ${process.arch}`,
+    cpu: cpus()[0]?.model ?? "unknown",
+  };
+}
+
+/** Whether the task has what the stages need, before anything is written. */
+function checkTask<Row>(task: Task<Row>, config: RunConfig): void {
+  const needs = (stage: "pretrain" | "sft", source: "explore" | "demonstrate", what: string): void => {
+    if (config[stage].steps === 0 || task[source] !== undefined) return;
+    throw new TaskError({
+      where: `task ${task.name}`,
+      rule: `needs ${source}(random) for the stage ${stage}: ${what}`,
+      got: "none",
+      remedy: `Write it, or leave the stage out with --set ${stage}.steps=0`,
+    });
+  };
+  needs("pretrain", "explore", "the text a base model has read");
+  needs("sft", "demonstrate", "good traces to start from");
+  if (config.rl.overlong === "penalty" && "overlong" in task.rewards) {
+    throw new ConfigError({
+      where: "config.rl.overlong",
+      rule: "must not be penalty for a task with a reward of its own named overlong",
+      got: "penalty",
+    });
+  }
+}

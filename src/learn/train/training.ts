@@ -1,0 +1,581 @@
+/**
+ * A training run from where it stands to its result: stages in order, each step recorded, state checkpointed so that a run
+ * killed at any moment goes on as the run that was never killed.
+ *
+ * Nothing here depends on the time of day or on what ran before: step s of a stage is a function of the configuration, the
+ * weights and s. What is measured with a clock goes into `timing` and nowhere else.
+ */
+
+import { join } from "node:path";
+import { NumericError } from "../../base/errors.ts";
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import type { Runtime } from "../../compute/runtime/runtime.ts";
+import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
+import { Random } from "../../compute/tensor/random.ts";
+import { initializeLlama, type LlamaConfig, parameterCount, weightSpecs } from "../../model/arch/llama.ts";
+import { saveModelFolder } from "../../model/checkpoint/folder.ts";
+import { Engine } from "../../model/engine/engine.ts";
+import { encodePrompt } from "../../model/engine/text.ts";
+import { deviceWeights } from "../../model/engine/weights.ts";
+import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
+import type { DenseSizes } from "../cost/flops.ts";
+import { ledger } from "../cost/ledger.ts";
+import { measureMatmulPeak } from "../cost/peak.ts";
+import { type Evaluation, evaluate } from "../eval/evaluate.ts";
+import type {
+  CompletionRecord,
+  EvalSummary,
+  RunResult,
+  SampleRecord,
+  Stage,
+  StepMetrics,
+} from "../records/records.ts";
+import { softOverlong } from "../tasks/rewards.ts";
+import type { Task } from "../tasks/task.ts";
+import { modelConfig, type RunConfig } from "./config.ts";
+import { languageBatch, languageStep, type StepOutcome } from "./language-stage.ts";
+import { rowLengthsFor } from "./policy-batch.ts";
+import { policyStep, type Reference } from "./policy-stage.ts";
+import type { Group } from "./rollout.ts";
+import type { Checkpoint, RunFolder } from "./run-folder.ts";
+import { FRESH, parseRunState, type RunState } from "./run-state.ts";
+import { Scorer } from "./score.ts";
+import { STREAMS } from "./streams.ts";
+import { Trainer } from "./trainer.ts";
+
+/** What is known before the first step. */
+export interface RunFacts {
+  readonly name: string;
+  readonly task: string;
+  readonly preset: string;
+  readonly seed: number;
+  readonly parameters: number;
+  /** What runs it: `2 threads, ffi`. */
+  readonly machine: string;
+  readonly stages: readonly { readonly stage: Stage; readonly steps: number }[];
+}
+
+/** Who watches a run. */
+export interface RunObserver {
+  start(facts: RunFacts): void;
+  step(metrics: StepMetrics, extra: { readonly etaSeconds?: number; readonly dollars?: number }): void;
+  /** A sample worth showing. */
+  sample(sample: SampleRecord): void;
+  /** Something worth a line. */
+  note(text: string): void;
+}
+
+export interface RunOptions {
+  readonly observer?: RunObserver;
+  /** Asks the run to stop: it leaves a checkpoint to go on from. */
+  readonly signal?: AbortSignal;
+  /** Writes the report of a finished run, given its folder. */
+  readonly report?: (folder: string) => Promise<unknown>;
+}
+
+export type RunOutcome =
+  | { readonly kind: "finished"; readonly path: string; readonly result: RunResult }
+  | { readonly kind: "interrupted"; readonly path: string; readonly name: string };
+
+export interface TrainingParts<Row> {
+  readonly folder: RunFolder;
+  readonly runtime: Runtime;
+  readonly task: Task<Row>;
+  readonly config: RunConfig;
+}
+
+/** Training prompts that are looked at to guess the longest, where the task does not say. */
+const PROMPTS_SEEN = 256;
+
+/** Most tokens a prompt may have, the begin token included. */
+function longestPrompt<Row>(task: Task<Row>, tokenizer: Tokenizer): number {
+  const begin = encodePrompt(tokenizer, "").length;
+  if (task.maxPromptTokens !== undefined) return begin + task.maxPromptTokens;
+  const seen = [
+    ...task.validation,
+    ...Array.from({ length: PROMPTS_SEEN }, (_, i) => task.train.draw(new Random(0, i))),
+  ];
+  // Some that were not seen may be longer; half as much again is room for them.
+  const longest = Math.max(...seen.map(({ prompt }) => tokenizer.encode(prompt).length));
+  return begin + Math.ceil(1.5 * longest);
+}
+
+/** The task with the soft punishment of overlong completions among its rewards, where the configuration asks for it. */
+function withOverlong<Row>(task: Task<Row>, { rl }: RunConfig): Task<Row> {
+  if (rl.overlong !== "penalty") return task;
+  const reward = softOverlong({ maxTokens: rl.maxNewTokens, slopeTokens: rl.overlongSlope });
+  return { ...task, rewards: { ...task.rewards, overlong: { weight: 1, reward } } };
+}
+
+const STAGES: readonly Stage[] = ["pretrain", "sft", "rl"];
+/** Seconds between samples shown to an observer. */
+const SHOW_EVERY = 4;
+/** Newest steps from whose duration the time left is estimated. */
+const ETA_WINDOW = 20;
+/** Marks the tensors of the reference policy in a checkpoint. */
+const REFERENCE = "reference/";
+
+type Weights = Readonly<Record<string, HostArray<"f32">>>;
+
+/** Raised inside a session when the signal has asked it to stop. */
+class Interrupted extends Error {}
+
+/** One session's work on a run. */
+export class Training<Row> {
+  readonly #parts: TrainingParts<Row>;
+  readonly #options: RunOptions;
+  readonly #stages: readonly { readonly stage: Stage; readonly steps: number }[];
+  readonly #tokenizer: Tokenizer;
+  readonly #model: LlamaConfig;
+  readonly #engine: Engine;
+  readonly #scorer: Scorer;
+  /** Of the stage under way, or the last one. */
+  #trainer: Trainer | undefined;
+  #reference: Readonly<Record<string, DeviceTensor<"f32">>> | undefined;
+  #state: RunState = FRESH;
+  #peak = 0;
+  /** The clock's reading when the run would have begun, had it never been paused. */
+  #origin = performance.now();
+  /** Steps of the run that the newest checkpoint covers; undefined where there is none. */
+  #saved: number | undefined;
+  #checkpointSeconds = 0;
+  #shown = Number.NEGATIVE_INFINITY;
+  #durations: number[] = [];
+
+  private constructor(parts: TrainingParts<Row>, tokenizer: Tokenizer, options: RunOptions) {
+    const { runtime, task, config } = parts;
+    this.#parts = { ...parts, task: withOverlong(task, config) };
+    this.#options = options;
+    this.#tokenizer = tokenizer;
+    this.#stages = STAGES.map((stage) => ({ stage, steps: config[stage].steps })).filter(
+      ({ steps }) => steps > 0,
+    );
+    const positions = longestPrompt(task, tokenizer) + config.rl.maxNewTokens;
+    const rows = [config.pretrain, config.sft].map(({ steps, rowLength }) => (steps > 0 ? rowLength : 0));
+    const maxPositions = Math.max(positions, ...rows);
+    this.#model = modelConfig(config.model, { vocabSize: tokenizer.vocabSize, maxPositions });
+    this.#engine = new Engine(runtime, this.#model, { slots: config.rl.slots, maxPositions: positions });
+    this.#scorer = new Scorer(runtime, this.#model);
+  }
+
+  static async create<Row>(parts: TrainingParts<Row>, options: RunOptions): Promise<Training<Row>> {
+    const tokenizer = await characterTokenizer({ alphabet: parts.task.alphabet });
+    return new Training(parts, tokenizer, options);
+  }
+
+  /**
+   * Trains from a checkpoint, or from the start.
+   * @throws NumericError when a loss or gradient is not finite; the last good state is then checkpointed
+   */
+  async run(checkpoint: Checkpoint | undefined): Promise<RunOutcome> {
+    const { folder, runtime } = this.#parts;
+    this.#peak = await measureMatmulPeak(runtime);
+    this.#restore(checkpoint);
+    const { name, task, preset, seed } = folder.manifest;
+    this.#options.observer?.start({
+      ...{ name, task, preset, seed },
+      parameters: parameterCount(this.#model),
+      machine: `${runtime.threads} thread${runtime.threads === 1 ? "" : "s"}, ${runtime.backend}`,
+      stages: this.#stages,
+    });
+    if (checkpoint !== undefined) this.#note(`Going on after step ${checkpoint.step}.`);
+    try {
+      while (this.#state.stage < this.#stages.length) await this.#runStage();
+      return { kind: "finished", path: folder.path, result: await this.#finish() };
+    } catch (error) {
+      if (!(error instanceof Interrupted)) throw error;
+      await this.#checkpoint();
+      return { kind: "interrupted", path: folder.path, name };
+    } finally {
+      await this.#trainer?.dispose();
+      await this.#engine.dispose();
+      await this.#scorer.dispose();
+    }
+  }
+
+  #note(text: string): void {
+    this.#options.observer?.note(text);
+  }
+
+  #elapsed(): number {
+    return (performance.now() - this.#origin) / 1000;
+  }
+
+  #expectToGoOn(): void {
+    if (this.#options.signal?.aborted) throw new Interrupted();
+  }
+
+  /** Steps of the whole run that are done. */
+  #stepsDone(): number {
+    const before = this.#stages.slice(0, this.#state.stage).reduce((sum, { steps }) => sum + steps, 0);
+    return before + this.#state.step;
+  }
+
+  /** The optimizer that moves the weights of a stage; after the last stage, of that. */
+  #createTrainer(weights: Weights): Trainer {
+    const { runtime, config } = this.#parts;
+    const { stage } = this.#stages[Math.min(this.#state.stage, this.#stages.length - 1)]!;
+    return Trainer.create(runtime, this.#model, weights, config[stage].optimizer);
+  }
+
+  #restore(checkpoint: Checkpoint | undefined): void {
+    const { folder, runtime, config } = this.#parts;
+    if (checkpoint === undefined) {
+      this.#trainer = this.#createTrainer(initializeLlama(this.#model, config.seed));
+      return;
+    }
+    const where = join(folder.path, "checkpoints", `step-${checkpoint.step}`);
+    this.#state = parseRunState(where, checkpoint.state);
+    this.#saved = checkpoint.step;
+    this.#origin = performance.now() - 1000 * this.#state.elapsed;
+    const tensors = Object.entries(checkpoint.tensors) as [string, HostArray<"f32">][];
+    const own = Object.fromEntries(tensors.filter(([name]) => !name.startsWith(REFERENCE)));
+    this.#trainer = this.#createTrainer(own);
+    if (this.#state.step > 0) this.#trainer.restore(own, this.#state.updates);
+    const reference = tensors.filter(([name]) => name.startsWith(REFERENCE));
+    if (reference.length > 0) {
+      const named = reference.map(([name, tensor]) => [name.slice(REFERENCE.length), tensor]);
+      this.#reference = deviceWeights(runtime, Object.fromEntries(named));
+    }
+  }
+
+  /** Writes the state as it stands, unless the newest checkpoint already holds it. */
+  async #checkpoint(): Promise<void> {
+    const step = this.#stepsDone();
+    if (step === (this.#saved ?? 0)) return;
+    const began = performance.now();
+    const trainer = this.#trainer!;
+    const snapshot = trainer.snapshot();
+    // Between stages the next one's optimizer starts afresh: the weights are all there is to keep.
+    const names = this.#state.step > 0 ? Object.keys(snapshot) : Object.keys(weightSpecs(this.#model));
+    const kept = Object.fromEntries(names.map((name) => [name, snapshot[name]!]));
+    const reference = Object.entries(this.#state.step > 0 ? (this.#reference ?? {}) : {});
+    const frozen = reference.map(([name, { shape, data }]) => [
+      REFERENCE + name,
+      hostArray("f32", shape, data),
+    ]);
+    this.#state = { ...this.#state, updates: trainer.updates, elapsed: this.#elapsed() };
+    await this.#parts.folder.saveCheckpoint(step, {
+      tensors: { ...kept, ...Object.fromEntries(frozen) },
+      state: this.#state,
+    });
+    this.#saved = step;
+    this.#checkpointSeconds += (performance.now() - began) / 1000;
+  }
+
+  /** The stage under way, to its end. */
+  async #runStage(): Promise<void> {
+    const { config } = this.#parts;
+    const { stage, steps } = this.#stages[this.#state.stage]!;
+    if (stage !== "pretrain" && this.#state.base === undefined) {
+      this.#state = { ...this.#state, base: await this.#evaluateBefore("base") };
+    }
+    if (stage === "rl" && config.sft.steps > 0 && this.#state.sft === undefined) {
+      this.#state = { ...this.#state, sft: await this.#evaluateBefore("cold start") };
+    }
+    this.#durations = [];
+    while (this.#state.step < steps) {
+      this.#expectToGoOn();
+      await this.#runStep(stage, this.#state.step + 1, steps);
+      const atEnd = this.#state.step === steps;
+      if (!atEnd && this.#stepsDone() % config.checkpointEvery === 0) await this.#checkpoint();
+    }
+    const weights = this.#trainer!.snapshot();
+    this.#state = { ...this.#state, stage: this.#state.stage + 1, step: 0 };
+    await this.#checkpoint();
+    if (this.#state.stage < this.#stages.length) {
+      await this.#trainer!.dispose();
+      this.#trainer = this.#createTrainer(weights);
+    }
+  }
+
+  /** One step, recorded. */
+  async #runStep(stage: Stage, step: number, steps: number): Promise<void> {
+    const { folder, config } = this.#parts;
+    const began = performance.now();
+    const outcome = stage === "rl" ? await this.#policyStep(step) : await this.#languageStep(stage, step);
+    const trained = performance.now();
+    const { every } = config.validation;
+    const validation = stage === "rl" && every > 0 && step % every === 0 ? await this.#validate() : undefined;
+    const seconds = (trained - began) / 1000;
+    const { tokens } = outcome;
+    this.#state = {
+      ...this.#state,
+      step,
+      tokens: this.#state.tokens + tokens.rollout + tokens.train,
+      flops: this.#state.flops + outcome.flops,
+      seconds: { ...this.#state.seconds, [stage]: (this.#state.seconds[stage] ?? 0) + seconds },
+    };
+    const { train = seconds, rollout } = outcome.phases;
+    const metrics: StepMetrics = {
+      ...{ stage, step, steps },
+      loss: outcome.loss,
+      gradientNorm: outcome.gradientNorm,
+      learningRate: outcome.learningRate,
+      tokens: { ...tokens, total: this.#state.tokens },
+      flops: outcome.flops,
+      ...(outcome.rl === undefined ? {} : { rl: outcome.rl }),
+      ...(validation === undefined ? {} : { validation }),
+      timing: {
+        elapsed: this.#elapsed(),
+        phases: {
+          ...outcome.phases,
+          ...(validation === undefined ? {} : { validate: (performance.now() - trained) / 1000 }),
+          ...(this.#checkpointSeconds === 0 ? {} : { checkpoint: this.#checkpointSeconds }),
+        },
+        ...(rollout === undefined ? {} : { rolloutTokensPerSecond: tokens.rollout / rollout }),
+        trainTokensPerSecond: tokens.train / train,
+        utilization: outcome.flops / seconds / this.#peak,
+        rssBytes: process.memoryUsage.rss(),
+      },
+    };
+    this.#checkpointSeconds = 0;
+    await folder.appendMetrics(metrics);
+    await folder.appendSamples(outcome.samples);
+    this.#durations = [...this.#durations.slice(1 - ETA_WINDOW), (performance.now() - began) / 1000];
+    this.#show(metrics, outcome.samples);
+  }
+
+  #show(metrics: StepMetrics, samples: readonly SampleRecord[]): void {
+    const { observer } = this.#options;
+    if (observer === undefined) return;
+    const { elapsed } = metrics.timing;
+    observer.step(metrics, { etaSeconds: this.#timeLeft(metrics), dollars: this.#dollars(elapsed) });
+    if (samples.length === 0 || elapsed - this.#shown < SHOW_EVERY) return;
+    this.#shown = elapsed;
+    observer.sample(samples.find(({ correct }) => correct) ?? samples[0]!);
+  }
+
+  #cpuHours(seconds: number): number {
+    return (seconds / 3600) * this.#parts.runtime.threads;
+  }
+
+  #dollars(seconds: number): number {
+    return ledger({ cpuHours: this.#cpuHours(seconds) }).dollars;
+  }
+
+  /** Seconds until the last step, from the newest steps; stages to come are guessed from their tokens. */
+  #timeLeft(metrics: StepMetrics): number {
+    const mean = this.#durations.reduce((a, b) => a + b, 0) / this.#durations.length;
+    let left = (metrics.steps - metrics.step) * mean;
+    const { config } = this.#parts;
+    const tokensPerSecond = (metrics.tokens.rollout + metrics.tokens.train) / mean;
+    for (const { stage, steps } of this.#stages.slice(this.#state.stage + 1)) {
+      const { rl } = config;
+      const tokens =
+        stage === "rl"
+          ? // Each sample is written and then trained on; thoughts are about half as long as they may be.
+            rl.prompts * rl.samples * rl.maxNewTokens
+          : config[stage].rows * config[stage].rowLength;
+      left += (steps * tokens) / tokensPerSecond;
+    }
+    return left;
+  }
+
+  #sizes(): DenseSizes {
+    const { model } = this.#parts.config;
+    return { ...model, vocab: this.#model.vocabSize };
+  }
+
+  async #languageStep(stage: "pretrain" | "sft", step: number): Promise<Outcome> {
+    const { task, config } = this.#parts;
+    const began = performance.now();
+    const { rows, rowLength } = config[stage];
+    const batch = languageBatch({
+      tokenizer: this.#tokenizer,
+      draw: stage === "pretrain" ? task.explore! : task.demonstrate!,
+      seed: config.seed,
+      path: [STREAMS[stage], step],
+      ...{ rows, rowLength },
+    });
+    const packed = performance.now();
+    const outcome = await this.#good(1, () =>
+      languageStep(this.#trainer!, batch, { stage: config[stage], step, sizes: this.#sizes() }),
+    );
+    const phases = { pack: (packed - began) / 1000, train: (performance.now() - packed) / 1000 };
+    return { ...outcome, phases, samples: [] };
+  }
+
+  async #policyStep(step: number): Promise<Outcome> {
+    const { task, config } = this.#parts;
+    const { rl: stage, seed } = config;
+    const trainer = this.#trainer!;
+    this.#engine.adopt(trainer.weights());
+    const reference = stage.klBeta > 0 ? this.#referenceAt(step) : undefined;
+    const { signal } = this.#options;
+    const outcome = await this.#good(stage.updatesPerRollout * stage.epochs, () =>
+      policyStep({
+        ...{ trainer, engine: this.#engine, tokenizer: this.#tokenizer, task, stage, seed, step },
+        sizes: this.#sizes(),
+        rowLengths: rowLengthsFor(this.#engine.maxPositions),
+        ...(reference === undefined ? {} : { reference }),
+        ...(signal === undefined ? {} : { signal }),
+      }),
+    );
+    const { drawn, seconds, ...rest } = outcome;
+    this.#findBacktrack(drawn, step);
+    const samples = drawn
+      .slice(0, config.samplesPerStep)
+      .map((group) => sampleRecord(group, group.samples[0]!, step));
+    return { ...rest, phases: seconds, samples };
+  }
+
+  /** The reference policy of a step, made anew from the policy when its time has come. */
+  #referenceAt(step: number): Reference {
+    const { runtime, config } = this.#parts;
+    const age = (step - 1) % config.rl.referenceEvery;
+    if (age === 0 || this.#reference === undefined) {
+      this.#reference = deviceWeights(runtime, this.#trainer!.snapshot());
+    }
+    return { scorer: this.#scorer, weights: this.#reference, age };
+  }
+
+  /** Keeps the first sample of the run that failed a check, went on and was then right. */
+  #findBacktrack(drawn: readonly Group<Row>[], step: number): void {
+    const { wentBack } = this.#parts.task;
+    if (wentBack === undefined || this.#state.firstBacktrack !== undefined) return;
+    for (const group of drawn) {
+      const found = group.samples.find(({ correct, judged }) => correct && wentBack(judged, group.example));
+      if (found === undefined) continue;
+      this.#state = { ...this.#state, firstBacktrack: sampleRecord(group, found, step) };
+      return;
+    }
+  }
+
+  /**
+   * Runs the work of a step. When a number is not finite the step is undone and the state before it is checkpointed; when
+   * the signal interrupts it, likewise.
+   * @param most  updates the step may take; of several, a later one may fail when earlier ones have moved the weights
+   */
+  async #good<T>(most: number, work: () => Promise<T>): Promise<T> {
+    const trainer = this.#trainer!;
+    const { updates } = trainer;
+    const before = most > 1 ? trainer.snapshot() : undefined;
+    try {
+      return await work();
+    } catch (error) {
+      const interrupted = this.#options.signal?.aborted && error === this.#options.signal.reason;
+      if (!interrupted && !(error instanceof NumericError)) throw error;
+      if (before !== undefined) trainer.restore(before, updates);
+      if (interrupted) throw new Interrupted();
+      await this.#checkpoint();
+      throw withRemedy(error as NumericError, this.#parts.folder.manifest.name);
+    }
+  }
+
+  async #evaluate(count: number, samples: number, temperature: number): Promise<Evaluation> {
+    const { task, config } = this.#parts;
+    this.#engine.adopt(this.#trainer!.weights());
+    const { signal } = this.#options;
+    try {
+      return await evaluate(this.#engine, this.#tokenizer, task, task.validation.slice(0, count), {
+        ...{ samples, temperature, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
+        ...(signal === undefined ? {} : { signal }),
+      });
+    } catch (error) {
+      if (signal?.aborted && error === signal.reason) throw new Interrupted();
+      throw error;
+    }
+  }
+
+  async #evaluateBefore(what: string): Promise<EvalSummary> {
+    const { count, samples, temperature } = this.#parts.config.evaluation;
+    const { summary } = await this.#evaluate(count, samples, temperature);
+    this.#note(`${what}: ${(100 * summary.pass1).toFixed(1)} % right on ${summary.count} held-out prompts`);
+    return summary;
+  }
+
+  async #validate(): Promise<NonNullable<StepMetrics["validation"]>> {
+    const { count, temperature } = this.#parts.config.validation;
+    const { summary } = await this.#evaluate(count, 1, temperature);
+    return { pass1: summary.pass1, count: summary.count, meanLength: summary.meanLength };
+  }
+
+  /** Evaluates what was trained and writes model, result and report. */
+  async #finish(): Promise<RunResult> {
+    const { folder, config, task } = this.#parts;
+    const { count, samples, temperature } = config.evaluation;
+    const { summary: final, records } = await this.#evaluate(count, samples, temperature);
+    const snapshot = this.#trainer!.snapshot();
+    const names = Object.keys(weightSpecs(this.#model));
+    await saveModelFolder(join(folder.path, "model"), {
+      config: this.#model,
+      tensors: Object.fromEntries(names.map((name) => [name, snapshot[name]!])),
+      tokenizer: this.#tokenizer,
+      generationConfig: { do_sample: true, temperature: 1, max_new_tokens: config.rl.maxNewTokens },
+    });
+    const { base = final, sft, firstBacktrack, tokens, flops, seconds } = this.#state;
+    const elapsed = this.#elapsed();
+    const result: RunResult = {
+      name: folder.manifest.name,
+      task: task.name,
+      preset: folder.manifest.preset,
+      seed: config.seed,
+      parameters: parameterCount(this.#model),
+      minutes: elapsed / 60,
+      stages: this.#stages.map(({ stage, steps }) => ({ stage, steps, minutes: (seconds[stage] ?? 0) / 60 })),
+      base,
+      ...(sft === undefined ? {} : { sft }),
+      final,
+      ...{ tokens, flops },
+      cpuHours: this.#cpuHours(elapsed),
+      dollars: this.#dollars(elapsed),
+      solved: solvedAmong(records.flat(), this.#stages.at(-1)!),
+      ...(firstBacktrack === undefined ? {} : { firstBacktrack }),
+      model: "model",
+    };
+    await folder.writeResult(result);
+    await this.#options.report?.(folder.path);
+    return result;
+  }
+}
+
+/** A step of any stage, with what the record needs. */
+interface Outcome extends StepOutcome {
+  readonly rl?: NonNullable<StepMetrics["rl"]>;
+  /** Seconds by phase. */
+  readonly phases: Readonly<Record<string, number>>;
+  readonly samples: readonly SampleRecord[];
+}
+
+function sampleRecord<Row>(
+  group: Group<Row>,
+  sample: Group<Row>["samples"][number],
+  step: number,
+): SampleRecord {
+  const { judged, rewards, reward, correct } = sample;
+  return {
+    stage: "rl",
+    step,
+    id: group.example.id,
+    prompt: group.example.prompt,
+    completion: judged.text,
+    rewards,
+    reward: reward ?? 0,
+    correct,
+    tokens: judged.tokens,
+    truncated: judged.truncated,
+  };
+}
+
+/** Three solved prompts to show: a short thought, a middling one and a long one. */
+function solvedAmong(
+  records: readonly CompletionRecord[],
+  { stage, steps }: { readonly stage: Stage; readonly steps: number },
+): SampleRecord[] {
+  const solved = records.filter(({ correct }) => correct).sort((a, b) => a.tokens - b.tokens);
+  const chosen = [0.1, 0.5, 0.9].map((share) => solved[Math.floor(share * solved.length)]);
+  const distinct = [...new Set(chosen)].filter((record) => record !== undefined);
+  return distinct.map((record) => ({ stage, step: steps, ...record }));
+}
+
+/** The same error with what to type next. */
+function withRemedy(error: NumericError, name: string): NumericError {
+  return new NumericError({
+    where: error.where,
+    rule: error.rule,
+    ...(error.got === undefined ? {} : { got: error.got }),
+    remedy: `The state before this step is kept: go on with lower rates, for example pondera train --resume ${name} --set rl.rates.muon=0.001`,
+    cause: error,
+  });
+}
