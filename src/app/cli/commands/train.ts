@@ -1,0 +1,188 @@
+/** `pondera train`: a base, perhaps a cold start, and reinforcement learning on a task whose answers can be checked. */
+
+import { availableParallelism } from "node:os";
+import { type Command, Option } from "commander";
+import { ConfigError } from "../../../base/errors.ts";
+import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
+import type { Task } from "../../../learn/tasks/task.ts";
+import { parseRunConfig, type RunConfig, setOption, withDepth } from "../../../learn/train/config.ts";
+import { POLICY_LOSSES, type PolicyLossName } from "../../../learn/train/losses.ts";
+import { PRESETS, type PresetName } from "../../../learn/train/presets.ts";
+import { resumeRun, startRun } from "../../../learn/train/run.ts";
+import { findRun } from "../../../learn/train/run-folder.ts";
+import type { RunOptions, RunOutcome } from "../../../learn/train/training.ts";
+import { writeReport } from "../../report/report.ts";
+import { wholeNumber } from "../arguments.ts";
+import { withExamples } from "../help.ts";
+import { INTERRUPTED, interruptible } from "../interrupt.ts";
+import { type Context, columnsOfOutput, isInteractive, writeJson } from "../io.ts";
+import { createTrainingView, type TrainingView } from "../live-view.ts";
+import { openNamedTask, reopenTask } from "../task.ts";
+import { chat } from "./chat.ts";
+
+/** Longest answer in the chat that follows a run. */
+const CHAT_TOKENS = 1024;
+
+interface TrainOptions {
+  readonly preset: PresetName;
+  readonly out: string;
+  readonly set: readonly string[];
+  readonly depth?: number;
+  readonly loss?: PolicyLossName;
+  readonly seed?: number;
+  readonly steps?: number;
+  readonly threads?: number;
+  readonly name?: string;
+  readonly resume?: string;
+  readonly chat: boolean;
+  readonly json?: true;
+}
+
+/** A preset with what was asked on top of it, before the task is known. */
+export function configFor(preset: PresetName, options: Partial<TrainOptions>): RunConfig {
+  let config: RunConfig = PRESETS[preset].config;
+  if (options.depth !== undefined) config = withDepth(config, options.depth);
+  const { loss, seed, steps, threads } = options;
+  config = {
+    ...config,
+    ...(seed === undefined ? {} : { seed }),
+    ...(threads === undefined ? {} : { threads }),
+    rl: {
+      ...config.rl,
+      ...(loss === undefined ? {} : { loss }),
+      ...(steps === undefined ? {} : { steps }),
+    },
+  };
+  for (const assignment of options.set ?? []) config = setOption(config, assignment);
+  return parseRunConfig(config);
+}
+
+/** Options of the built-in game that a configuration asks for. */
+function countdownOptions({ countdown, evaluation, validation }: RunConfig): CountdownOptions {
+  const explore = Object.entries(countdown.explore).filter(([, value]) => value !== undefined);
+  return {
+    game: countdown.game,
+    formatWeight: countdown.formatWeight,
+    explore: Object.fromEntries(explore),
+    heldOutCount: Math.max(evaluation.count, validation.count),
+  };
+}
+
+/** The configuration with the limits the task itself knows, unless they were asked for otherwise. */
+function fitToTask(config: RunConfig, task: Task<unknown>, set: readonly string[]): RunConfig {
+  const asked = set.some((assignment) => assignment.startsWith("rl.maxNewTokens="));
+  if (task.maxNewTokens === undefined || asked) return config;
+  const { overlongSlope } = config.rl;
+  return {
+    ...config,
+    rl: {
+      ...config.rl,
+      maxNewTokens: task.maxNewTokens,
+      overlongSlope: Math.min(overlongSlope, task.maxNewTokens),
+    },
+  };
+}
+
+async function begin(name: string, options: TrainOptions, run: RunOptions): Promise<RunOutcome> {
+  const config = configFor(options.preset, options);
+  const { task, file, data } = await openNamedTask(name, countdownOptions(config));
+  return startRun({
+    ...run,
+    root: options.out,
+    ...(options.name === undefined ? {} : { name: options.name }),
+    task,
+    ...(file === undefined ? {} : { taskFile: file }),
+    data,
+    preset: options.preset,
+    config: fitToTask(config, task, options.set),
+  });
+}
+
+async function goOn(name: string, options: TrainOptions, run: RunOptions): Promise<RunOutcome> {
+  const path = await findRun(options.out, name);
+  return resumeRun(path, (manifest, config) => reopenTask(manifest, countdownOptions(config)), run);
+}
+
+/** What does not go together, before anything is done. */
+function checkArguments(task: string | undefined, options: TrainOptions): void {
+  if ((task === undefined) === (options.resume === undefined)) {
+    throw new ConfigError({
+      where: "pondera train",
+      rule: "takes either a task or --resume RUN",
+      got: task === undefined ? "neither" : "both",
+      remedy: "For example: pondera train countdown",
+    });
+  }
+}
+
+async function train(task: string | undefined, options: TrainOptions, io: Context): Promise<void> {
+  checkArguments(task, options);
+  // The view goes to standard error where standard output is to hold the result as JSON.
+  const stream = options.json ? io.stderr : io.stdout;
+  const view: TrainingView = createTrainingView({
+    stream,
+    isTTY: isInteractive(stream, io.env),
+    columns: columnsOfOutput(stream),
+  });
+  const onFirst = (): void => view.note("Stopping after this step; once more to stop at once.");
+  let outcome: RunOutcome;
+  try {
+    outcome = await interruptible({ onFirst }, (signal) => {
+      const run: RunOptions = { observer: view, signal, report: writeReport };
+      return task === undefined ? goOn(options.resume!, options, run) : begin(task, options, run);
+    });
+    if (outcome.kind === "finished") view.finish(outcome.result);
+    else view.note(`Stopped. Go on with: pondera train --resume ${outcome.name}`);
+  } finally {
+    view.stop();
+  }
+  if (options.json) {
+    await writeJson(io.stdout, outcome.kind === "finished" ? outcome.result : { interrupted: outcome.path });
+  }
+  if (outcome.kind === "interrupted") return io.exitWith(INTERRUPTED);
+  const person = !options.json && isInteractive(io.stdout, io.env) && io.stdin.isTTY === true;
+  if (!person || !options.chat) return;
+  const threads = options.threads ?? availableParallelism();
+  await chat(outcome.path, { runs: options.out, maxNewTokens: CHAT_TOKENS, seed: 0, threads }, io);
+}
+
+export function register(program: Command, io: Context): void {
+  const presets = Object.entries(PRESETS).map(([name, { summary }]) => `  ${name.padEnd(7)} ${summary}`);
+  const command = program
+    .command("train")
+    .summary("teach a model to reason on a task whose answers can be checked")
+    .description(
+      "Makes a base model from a task's exploration, then teaches it by reinforcement learning on rewards alone.\n\n" +
+        `Presets:\n${presets.join("\n")}`,
+    )
+    .argument("[task]", "countdown, or a file that exports defineTask({ … })")
+    .addOption(
+      new Option("--preset <name>", "ready-made configuration")
+        .choices(Object.keys(PRESETS))
+        .default("quick"),
+    )
+    .option("--depth <n>", "layers; sets width, heads, rates and batch with it", wholeNumber({ min: 1 }))
+    .addOption(new Option("--loss <name>", "policy loss").choices([...POLICY_LOSSES]))
+    .option("--seed <n>", "names every random number of the run", wholeNumber())
+    .option("--steps <n>", "steps of reinforcement learning", wholeNumber({ min: 0 }))
+    .option("--threads <n>", "threads to compute with", wholeNumber({ min: 1 }))
+    .option(
+      "--set <field=value>",
+      "any field of the configuration, as in run.json; may be repeated",
+      (assignment: string, all: readonly string[]) => [...all, assignment],
+      [] as readonly string[],
+    )
+    .option("--name <name>", "the run's name")
+    .option("--out <folder>", "folder that holds the runs", "runs")
+    .option("--resume <run>", "go on with a run that was stopped or killed: its name or folder")
+    .option("--no-chat", "do not open a chat with the new model at the end")
+    .option("--json", "the result as one object on standard output, progress on standard error")
+    .action((task: string | undefined, options: TrainOptions) => train(task, options, io));
+  withExamples(command, [
+    ["pondera train countdown", "R1-Zero on a number game, in about ten minutes"],
+    ["pondera train countdown --preset r1 --seed 2", "with a cold start"],
+    ["pondera train ./my-task.ts --depth 6", "a task of your own, a larger model"],
+    ["pondera train countdown --set rl.samples=16 --set rl.temperature=1.1", "other settings"],
+    ["pondera train --resume countdown-quick-2026-11-23-1", "go on where it was stopped"],
+  ]);
+}

@@ -1,0 +1,68 @@
+/** From what a person types to a task: the name of a built-in one, or a file of their own. */
+
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import { basename, resolve } from "node:path";
+import { expectKnown, FileError } from "../../base/errors.ts";
+import { type CountdownOptions, countdownTask } from "../../learn/tasks/countdown/task.ts";
+import { loadTask } from "../../learn/tasks/load.ts";
+import { openTask } from "../../learn/tasks/open.ts";
+import type { Task } from "../../learn/tasks/task.ts";
+import type { RunManifest } from "../../learn/train/run-folder.ts";
+
+export interface NamedTask {
+  readonly task: Task<unknown>;
+  /** The file it came from, absolute; absent for a built-in task. */
+  readonly file?: string;
+  /** SHA-256 of that file, by its name. */
+  readonly data: Readonly<Record<string, string>>;
+}
+
+const BUILT_IN = ["countdown"];
+
+/** Whether a name means a file: it has a folder or the ending of one. */
+const isFile = (name: string): boolean => /[\\/]|\.[cm]?[jt]s$/.test(name);
+
+/**
+ * Opens a task.
+ * @param countdown  options of the built-in game
+ * @throws ConfigError suggesting the nearest built-in name; what loading and opening a file throw
+ */
+export async function openNamedTask(name: string, countdown: CountdownOptions): Promise<NamedTask> {
+  if (!isFile(name)) {
+    expectKnown("task", name, BUILT_IN);
+    // A task's rows are its own affair: whoever draws an example hands the same example to its judges.
+    return { task: countdownTask(countdown) as unknown as Task<unknown>, data: {} };
+  }
+  const definition = await loadTask(name, { pondera: await import("../../index.ts") });
+  const file = resolve(name);
+  return {
+    task: (await openTask(definition)) as unknown as Task<unknown>,
+    file,
+    data: { [basename(file)]: await hashOf(file) },
+  };
+}
+
+async function hashOf(file: string): Promise<string> {
+  return createHash("sha256")
+    .update(await readFile(file))
+    .digest("hex");
+}
+
+/**
+ * The task of a run that is to go on.
+ * @throws FileError when its file has changed since: the run would no longer be the one that was begun
+ */
+export async function reopenTask(manifest: RunManifest, countdown: CountdownOptions): Promise<Task<unknown>> {
+  const { task, data } = await openNamedTask(manifest.taskFile ?? manifest.task, countdown);
+  for (const [name, hash] of Object.entries(data)) {
+    if (manifest.data[name] === hash) continue;
+    throw new FileError({
+      where: manifest.taskFile ?? name,
+      rule: "must be the file the run began with",
+      got: "another content",
+      remedy: "Put the old file back, or start a new run",
+    });
+  }
+  return task;
+}
