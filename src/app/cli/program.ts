@@ -10,6 +10,7 @@ import { inspect } from "node:util";
 import { Command, CommanderError } from "commander";
 import { ConfigError, PonderaError } from "../../base/errors.ts";
 import { register as registerChat } from "./commands/chat.ts";
+import { register as registerExport } from "./commands/export.ts";
 import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
 import { register as registerRuns } from "./commands/runs.ts";
@@ -49,7 +50,14 @@ export function createProgram(io: Context): Command {
     ["pondera runs list", "what has been trained here"],
     ["pondera grade countdown completions.jsonl", "grade what some model wrote"],
   ]);
-  for (const register of [registerTrain, registerChat, registerGenerate, registerGrade, registerRuns])
+  for (const register of [
+    registerTrain,
+    registerChat,
+    registerExport,
+    registerGenerate,
+    registerGrade,
+    registerRuns,
+  ])
     register(program, io);
   return program;
 }
