@@ -1,7 +1,5 @@
-/** Small models for tests, and weights as tensors of a runtime. */
+/** Small models for tests. */
 
-import type { DeviceTensor } from "../../src/compute/runtime/device-tensor.ts";
-import type { Runtime } from "../../src/compute/runtime/runtime.ts";
 import type { HostArray } from "../../src/compute/tensor/host.ts";
 import { initializeLlama, type LlamaConfig } from "../../src/model/arch/llama.ts";
 
@@ -20,8 +18,6 @@ export const TINY: LlamaConfig = {
   tieEmbeddings: false,
 };
 
-export type HostWeights = Readonly<Record<string, HostArray<"f32">>>;
-
 /** Fresh weights, matrices and head scaled so that logits differ by whole nats: a model with opinions. */
 export function opinionatedWeights(config: LlamaConfig, seed: number): Record<string, HostArray<"f32">> {
   const weights = initializeLlama(config, seed);
@@ -31,11 +27,4 @@ export function opinionatedWeights(config: LlamaConfig, seed: number): Record<st
     for (const i of data.keys()) data[i]! *= scale;
   }
   return weights;
-}
-
-/** Copies weights into tensors that programs can be bound to. */
-export function toDevice(runtime: Runtime, weights: HostWeights): Record<string, DeviceTensor<"f32">> {
-  return Object.fromEntries(
-    Object.entries(weights).map(([name, { shape, data }]) => [name, runtime.tensor("f32", shape, data)]),
-  );
 }

@@ -59,6 +59,9 @@ const PREFILL_ROWS = 32;
 /** Prompt lengths are padded to a multiple of this, so that few programs are compiled. */
 const PREFILL_STEP = 16;
 
+/** Head widths that ONNX Runtime's GroupQueryAttention rotates are multiples of this. */
+const HEAD_STEP = 16;
+
 /** Batch sizes for which decoding programs exist: powers of two and one size between each. */
 function bucketFor(active: number, slots: number): number {
   for (let size = 1; size < slots; size *= 2) {
@@ -126,6 +129,14 @@ export class Engine {
         got: String(maxPositions),
       });
     }
+    if (config.headDim % HEAD_STEP !== 0) {
+      throw new ConfigError({
+        where: "engine: headDim",
+        rule: `must be a multiple of ${HEAD_STEP}, which the attention kernel asks for`,
+        got: String(config.headDim),
+        remedy: "Train a model with wider heads",
+      });
+    }
     this.config = config;
     this.slots = options.slots;
     this.maxPositions = maxPositions;
@@ -145,13 +156,15 @@ export class Engine {
 
   /**
    * Completions of every request, in order.
-   * @throws ConfigError when a prompt is empty or leaves no room for a new token
+   * @throws ConfigError when a prompt is empty, leaves no room for a new token or holds an id outside the vocabulary, when
+   *   there is nothing to generate, or when a sampling option is outside its range
    * @throws NumericError when logits are not finite
    */
   async generate(requests: readonly GenerateRequest[], options: GenerateOptions): Promise<Completion[][]> {
     invariant(!this.#busy, "one generation at a time");
     invariant(this.#weights !== undefined, "adopt weights before generating");
-    for (const { prompt } of requests) {
+    const { vocabSize } = this.config;
+    for (const { prompt, samples } of requests) {
       if (prompt.length === 0 || prompt.length >= this.maxPositions) {
         throw new ConfigError({
           where: "generate: prompt",
@@ -160,7 +173,18 @@ export class Engine {
           remedy: "Shorten it, or load the model with more positions",
         });
       }
+      const stranger = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
+      if (stranger !== undefined) {
+        throw new ConfigError({
+          where: "generate: prompt",
+          rule: `token ids must be whole numbers below the vocabulary's ${vocabSize}`,
+          got: String(stranger),
+          remedy: "Encode the prompt with the model's own tokenizer",
+        });
+      }
+      expectCount("samples", samples);
     }
+    expectCount("maxNewTokens", options.maxNewTokens);
     this.#busy = true;
     try {
       return await this.#generate(requests, options, this.#weights);
@@ -419,6 +443,16 @@ export class Engine {
       values.dispose();
     }
   }
+}
+
+/** @throws ConfigError unless there is something to generate */
+function expectCount(option: string, count: number): void {
+  if (Number.isSafeInteger(count) && count >= 1) return;
+  throw new ConfigError({
+    where: `generate: ${option}`,
+    rule: "must be a positive integer",
+    got: String(count),
+  });
 }
 
 const nextName = (name: string): string => `next.${name}`;

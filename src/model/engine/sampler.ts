@@ -11,11 +11,11 @@ import { ConfigError } from "../../base/errors.ts";
 export interface SamplingOptions {
   /** 0 takes the most likely token; log-probabilities are then those of temperature 1. */
   readonly temperature: number;
-  /** Keeps the k most likely tokens; 0 keeps all. */
+  /** Keeps the k most likely tokens, and those exactly as likely as the k-th; 0 keeps all. */
   readonly topK: number;
   /** Keeps the smallest set of most likely tokens whose probabilities reach p; 1 keeps all. */
   readonly topP: number;
-  /** Keeps tokens at least this share as likely as the likeliest; 0 keeps all. */
+  /** Keeps tokens at least this share as likely as the likeliest; 0 keeps all, 1 the likeliest alone. */
   readonly minP: number;
 }
 
@@ -30,7 +30,7 @@ export function checkSampling(options: SamplingOptions): void {
     fail("temperature", "must be a number ≥ 0");
   if (!(Number.isSafeInteger(options.topK) && options.topK >= 0)) fail("topK", "must be a whole number ≥ 0");
   if (!(options.topP > 0 && options.topP <= 1)) fail("topP", "must be in (0, 1]");
-  if (!(options.minP >= 0 && options.minP < 1)) fail("minP", "must be in [0, 1)");
+  if (!(options.minP >= 0 && options.minP <= 1)) fail("minP", "must be in [0, 1]");
 }
 
 /** A token and its log-probability, nats. */
@@ -109,12 +109,14 @@ export class Sampler {
     for (let i = 0; i < V; i++) order[i] = i;
     // Equal masses keep the order of their ids, so that the result does not depend on the sort.
     order.sort((a, b) => mass[b]! - mass[a]! || a - b);
-    const afterTopK = topK > 0 ? Math.min(topK, V) : V;
+    let afterTopK = topK > 0 ? Math.min(topK, V) : V;
+    while (afterTopK < V && mass[order[afterTopK]!]! === mass[order[afterTopK - 1]!]!) afterTopK++;
     let candidates = 0;
     for (let i = 0; i < afterTopK; i++) candidates += mass[order[i]!]!;
-    let keep = 0;
-    let kept = 0;
-    // Top-p counts within what top-k left; the token that crosses p stays in.
+    // Top-p counts within what top-k left; the token that crosses p stays in. All of it keeps also what is too small to
+    // be seen in the sum.
+    let keep = topP < 1 ? 0 : afterTopK;
+    let kept = topP < 1 ? 0 : candidates;
     while (keep < afterTopK && (keep === 0 || kept < topP * candidates)) kept += mass[order[keep++]!]!;
     const least = minP * mass[order[0]!]!;
     while (keep > 1 && mass[order[keep - 1]!]! < least) kept -= mass[order[--keep]!]!;

@@ -21,9 +21,10 @@ import {
 } from "../../../src/model/arch/llama.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
+import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import { createEngine, expectClose, runOnEngine, specsOf, type Tolerance } from "../../compute/harness.ts";
 import { fixturePath, readFixture, type StoredArray, toHost } from "../../fixture.ts";
-import { TINY, toDevice } from "../models.ts";
+import { TINY } from "../models.ts";
 
 /** What expected.json holds. */
 interface Expected {
@@ -76,7 +77,7 @@ async function decodeLogits(
 ): Promise<Float32Array> {
   const [B, T] = ids.shape as readonly [number, number];
   const V = config.vocabSize;
-  const tensors = toDevice(engine, weights);
+  const tensors = deviceWeights(engine, weights);
   const cache = cacheShape(config, B, T);
   const caches = Array.from({ length: config.layers }, () => ({
     keys: engine.tensor("f32", cache),
@@ -173,7 +174,7 @@ describe.each(["llama-wide", "llama-wide-tied"])("%s", (name) => {
     const { config, tensors } = await loadModelWeights(fixturePath(name));
     const { greedy } = expected(name);
     const generator = new Engine(engine, config, { slots: 2 });
-    generator.adopt(toDevice(engine, tensors));
+    generator.adopt(deviceWeights(engine, tensors));
     const completions = await generator.generate([{ prompt: greedy.prompt.data, samples: 1, seed: 0 }], {
       temperature: 0,
       maxNewTokens: greedy.continuation.data.length,
