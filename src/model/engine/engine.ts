@@ -240,6 +240,7 @@ export class Engine {
         const waiting = queue[next++]!;
         const { request, sample } = waiting;
         if (request >= prefetched) {
+          options.signal?.throwIfAborted();
           const until = Math.min(requests.length, prefetched + PREFILL_ROWS);
           const batch = await this.#prefill(requests.slice(prefetched, until), weights);
           for (const [i, prefix] of batch.entries()) prefixes[prefetched + i] = prefix;
