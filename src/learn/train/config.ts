@@ -260,6 +260,36 @@ export function setOption(config: RunConfig, assignment: string): RunConfig {
   return withValue(config, path, value) as RunConfig;
 }
 
+/** What a run's tensors, data or records depend on from its first step. */
+const FIXED = [
+  "seed",
+  "model",
+  "countdown",
+  "pretrain.steps",
+  "sft.steps",
+  "pretrain.optimizer.matrices",
+  "sft.optimizer.matrices",
+  "rl.optimizer.matrices",
+];
+
+/**
+ * The configuration of a run that goes on with some fields set anew.
+ * @throws ConfigError when a field may not change once a run has begun; as {@link setOption}, {@link parseRunConfig}
+ */
+export function changedConfig(config: RunConfig, assignments: readonly string[]): RunConfig {
+  for (const assignment of assignments) {
+    const field = assignment.split("=")[0]!.trim();
+    if (!FIXED.some((fixed) => field === fixed || field.startsWith(`${fixed}.`))) continue;
+    throw new ConfigError({
+      where: `--set ${field}`,
+      rule: "must stay as it is once a run has begun",
+      got: assignment,
+      remedy: "Start a new run with it",
+    });
+  }
+  return parseRunConfig(assignments.reduce(setOption, config));
+}
+
 function withValue(root: unknown, path: readonly string[], value: unknown): unknown {
   const [key, ...rest] = path;
   if (key === undefined) return value;

@@ -34,8 +34,10 @@ const Manifest = z.object({
   seed: z.number().int(),
   /** ISO 8601, when the run was created. */
   created: z.iso.datetime(),
-  /** Everything the run was configured with; resuming reads it back. */
+  /** Everything the run is configured with; resuming reads it back. */
   config: z.record(z.string(), z.unknown()),
+  /** What was changed when the run went on after so many steps, as `field=value`. */
+  changes: z.array(z.object({ step: z.number().int(), set: z.array(z.string()) })).optional(),
   /** Of Pondera, Node, the runtime, the machine. */
   versions: z.record(z.string(), z.string()),
   /** Absolute path of the file that defines the task, for a task that is not built in. */
@@ -209,16 +211,20 @@ export interface CreateRun {
 /** A run's folder, held for writing: nobody else can open it until {@link close}. */
 export class RunFolder {
   readonly path: string;
-  readonly manifest: RunManifest;
+  #manifest: RunManifest;
   readonly #keep: number;
   readonly #release: () => Promise<void>;
   #logs: { readonly metrics: Log; readonly samples: Log } | undefined;
 
   private constructor(path: string, manifest: RunManifest, keep: number, release: () => Promise<void>) {
     this.path = path;
-    this.manifest = manifest;
+    this.#manifest = manifest;
     this.#keep = keep;
     this.#release = release;
+  }
+
+  get manifest(): RunManifest {
+    return this.#manifest;
   }
 
   /**
@@ -243,7 +249,7 @@ export class RunFolder {
         ...(options.taskFile === undefined ? {} : { taskFile: options.taskFile }),
         data: options.data ?? {},
       };
-      await writeFileAtomic(join(path, "run.json"), `${JSON.stringify(manifest, undefined, 2)}\n`);
+      await writeManifest(path, manifest);
       const run = new RunFolder(path, manifest, options.keep ?? 2, release);
       await run.truncateAfter(undefined);
       return run;
@@ -287,6 +293,20 @@ export class RunFolder {
       await metrics.close();
       throw error;
     }
+  }
+
+  /**
+   * Writes another configuration into run.json, and what was changed after which step.
+   * @throws FileError when it cannot be written
+   */
+  async changeConfig(
+    config: Readonly<Record<string, unknown>>,
+    change: { readonly step: number; readonly set: readonly string[] },
+  ): Promise<void> {
+    const changes = [...(this.#manifest.changes ?? []), { step: change.step, set: [...change.set] }];
+    const manifest = { ...this.#manifest, config, changes };
+    await writeManifest(this.path, manifest);
+    this.#manifest = manifest;
   }
 
   /**
@@ -473,6 +493,10 @@ export async function readCheckpoint(path: string, step: number): Promise<Checkp
   const tensors: Record<string, HostArray> = {};
   for (const [name, tensor] of stored.tensors) tensors[name] = toHost(`${folder}: ${name}`, tensor);
   return { step, tensors, state, metricsBytes, samplesBytes };
+}
+
+function writeManifest(path: string, manifest: RunManifest): Promise<void> {
+  return writeFileAtomic(join(path, "run.json"), `${JSON.stringify(manifest, undefined, 2)}\n`);
 }
 
 /** @throws FileError when the folder is no run; FormatError when its run.json is damaged or of another version */

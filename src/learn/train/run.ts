@@ -5,7 +5,7 @@ import { ConfigError, TaskError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import type { Task } from "../tasks/task.ts";
-import { parseRunConfig, type RunConfig } from "./config.ts";
+import { changedConfig, parseRunConfig, type RunConfig } from "./config.ts";
 import { RunFolder, type RunManifest, readRun } from "./run-folder.ts";
 import { type RunOptions, type RunOutcome, Training } from "./training.ts";
 
@@ -53,24 +53,32 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
   }
 }
 
+export interface ResumeOptions extends RunOptions {
+  /** Fields of the configuration to set anew from here on, as `field=value`; run.json records it. */
+  readonly set?: readonly string[];
+}
+
 /**
- * Goes on with a run from its last checkpoint; what comes out is what would have come out without the pause.
+ * Goes on with a run from its last checkpoint; unless something is set anew, what comes out is what would have come out
+ * without the pause. A finished run is left as it is.
  * @param openTask  gives the run's task again
  * @throws as {@link startRun}; RunLockedError while another process trains the run
  */
 export async function resumeRun(
   path: string,
   openTask: (manifest: RunManifest, config: RunConfig) => Promise<Task<unknown>>,
-  options: RunOptions = {},
+  options: ResumeOptions = {},
 ): Promise<RunOutcome> {
   const { result } = await readRun(path);
   if (result !== undefined) return { kind: "finished", path, result };
   const folder = await RunFolder.open(path);
   try {
-    const config = parseRunConfig(folder.manifest.config);
+    const { set = [] } = options;
+    const config = changedConfig(parseRunConfig(folder.manifest.config), set);
     const task = await openTask(folder.manifest, config);
     checkTask(task, config);
     const checkpoint = await folder.latestCheckpoint();
+    if (set.length > 0) await folder.changeConfig(config, { step: checkpoint?.step ?? 0, set });
     await folder.truncateAfter(checkpoint);
     const runtime = await Runtime.create({ threads: config.threads });
     try {

@@ -12,7 +12,7 @@ import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { Random } from "../../compute/tensor/random.ts";
-import { initializeLlama, type LlamaConfig, parameterCount, weightSpecs } from "../../model/arch/llama.ts";
+import { initializeLlama, type LlamaConfig, parameterCount } from "../../model/arch/llama.ts";
 import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
@@ -69,6 +69,8 @@ export interface RunOptions {
   readonly observer?: RunObserver;
   /** Asks the run to stop: it leaves a checkpoint to go on from. */
   readonly signal?: AbortSignal;
+  /** The machine's peak, where it is known. @default measured, which takes a third of a second */
+  readonly peak?: number;
   /** Writes the report of a finished run, given its folder. */
   readonly report?: (folder: string) => Promise<unknown>;
 }
@@ -169,7 +171,7 @@ export class Training<Row> {
    */
   async run(checkpoint: Checkpoint | undefined): Promise<RunOutcome> {
     const { folder, runtime } = this.#parts;
-    this.#peak = await measureMatmulPeak(runtime);
+    this.#peak = this.#options.peak ?? (await measureMatmulPeak(runtime));
     this.#restore(checkpoint);
     const { name, task, preset, seed } = folder.manifest;
     this.#options.observer?.start({
@@ -211,6 +213,14 @@ export class Training<Row> {
     return before + this.#state.step;
   }
 
+  /** A copy of the weights. */
+  #weights(): Weights {
+    const live = Object.entries(this.#trainer!.weights());
+    return Object.fromEntries(
+      live.map(([name, { shape, data }]) => [name, hostArray("f32", shape, data.slice())]),
+    );
+  }
+
   /** The optimizer that moves the weights of a stage; after the last stage, of that. */
   #createTrainer(weights: Weights): Trainer {
     const { runtime, config } = this.#parts;
@@ -245,11 +255,10 @@ export class Training<Row> {
     if (step === (this.#saved ?? 0)) return;
     const began = performance.now();
     const trainer = this.#trainer!;
-    const snapshot = trainer.snapshot();
     // Between stages the next one's optimizer starts afresh: the weights are all there is to keep.
-    const names = this.#state.step > 0 ? Object.keys(snapshot) : Object.keys(weightSpecs(this.#model));
-    const kept = Object.fromEntries(names.map((name) => [name, snapshot[name]!]));
-    const reference = Object.entries(this.#state.step > 0 ? (this.#reference ?? {}) : {});
+    const between = this.#state.step === 0;
+    const kept = between ? this.#weights() : trainer.snapshot();
+    const reference = Object.entries(between ? {} : (this.#reference ?? {}));
     const frozen = reference.map(([name, { shape, data }]) => [
       REFERENCE + name,
       hostArray("f32", shape, data),
@@ -280,7 +289,7 @@ export class Training<Row> {
       const atEnd = this.#state.step === steps;
       if (!atEnd && this.#stepsDone() % config.checkpointEvery === 0) await this.#checkpoint();
     }
-    const weights = this.#trainer!.snapshot();
+    const weights = this.#weights();
     this.#state = { ...this.#state, stage: this.#state.stage + 1, step: 0 };
     await this.#checkpoint();
     if (this.#state.stage < this.#stages.length) {
@@ -425,7 +434,7 @@ export class Training<Row> {
     const { runtime, config } = this.#parts;
     const age = (step - 1) % config.rl.referenceEvery;
     if (age === 0 || this.#reference === undefined) {
-      this.#reference = deviceWeights(runtime, this.#trainer!.snapshot());
+      this.#reference = deviceWeights(runtime, this.#weights());
     }
     return { scorer: this.#scorer, weights: this.#reference, age };
   }
@@ -459,7 +468,13 @@ export class Training<Row> {
       if (before !== undefined) trainer.restore(before, updates);
       if (interrupted) throw new Interrupted();
       await this.#checkpoint();
-      throw withRemedy(error as NumericError, this.#parts.folder.manifest.name);
+      const { name } = this.#parts.folder.manifest;
+      throw withRemedy(
+        error as NumericError,
+        name,
+        this.#stages[this.#state.stage]!.stage,
+        this.#parts.config,
+      );
     }
   }
 
@@ -496,11 +511,9 @@ export class Training<Row> {
     const { folder, config, task } = this.#parts;
     const { count, samples, temperature } = config.evaluation;
     const { summary: final, records } = await this.#evaluate(count, samples, temperature);
-    const snapshot = this.#trainer!.snapshot();
-    const names = Object.keys(weightSpecs(this.#model));
     await saveModelFolder(join(folder.path, "model"), {
       config: this.#model,
-      tensors: Object.fromEntries(names.map((name) => [name, snapshot[name]!])),
+      tensors: this.#weights(),
       tokenizer: this.#tokenizer,
       generationConfig: { do_sample: true, temperature: 1, max_new_tokens: config.rl.maxNewTokens },
     });
@@ -569,13 +582,16 @@ function solvedAmong(
   return distinct.map((record) => ({ stage, step: steps, ...record }));
 }
 
-/** The same error with what to type next. */
-function withRemedy(error: NumericError, name: string): NumericError {
+/** The same error with what to type next: half the rate. */
+function withRemedy(error: NumericError, name: string, stage: Stage, config: RunConfig): NumericError {
+  const { optimizer, rates } = config[stage];
+  const kind = optimizer.matrices === "muon" ? "muon" : "adamW";
+  const lower = `--set ${stage}.rates.${kind}=${rates[kind] / 2}`;
   return new NumericError({
     where: error.where,
     rule: error.rule,
     ...(error.got === undefined ? {} : { got: error.got }),
-    remedy: `The state before this step is kept: go on with lower rates, for example pondera train --resume ${name} --set rl.rates.muon=0.001`,
+    remedy: `The state before this step is kept: go on with a lower rate, for example pondera train --resume ${name} ${lower}`,
     cause: error,
   });
 }

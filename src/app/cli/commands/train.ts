@@ -100,11 +100,17 @@ async function begin(name: string, options: TrainOptions, run: RunOptions): Prom
 
 async function goOn(name: string, options: TrainOptions, run: RunOptions): Promise<RunOutcome> {
   const path = await findRun(options.out, name);
-  return resumeRun(path, (manifest, config) => reopenTask(manifest, countdownOptions(config)), run);
+  return resumeRun(path, (manifest, config) => reopenTask(manifest, countdownOptions(config)), {
+    ...run,
+    set: options.set,
+  });
 }
 
+/** Options that say how a new run is to be, by the flag that sets each. */
+const NEW_RUN = ["preset", "depth", "loss", "seed", "steps", "threads", "name"] as const;
+
 /** What does not go together, before anything is done. */
-function checkArguments(task: string | undefined, options: TrainOptions): void {
+function checkArguments(task: string | undefined, options: TrainOptions, command: Command): void {
   if ((task === undefined) === (options.resume === undefined)) {
     throw new ConfigError({
       where: "pondera train",
@@ -113,10 +119,24 @@ function checkArguments(task: string | undefined, options: TrainOptions): void {
       remedy: "For example: pondera train countdown",
     });
   }
+  if (options.resume === undefined) return;
+  const given = NEW_RUN.find((name) => command.getOptionValueSource(name) === "cli");
+  if (given === undefined) return;
+  throw new ConfigError({
+    where: `--${given}`,
+    rule: "is for new runs; one that goes on keeps its configuration",
+    got: "it beside --resume",
+    remedy: "Change single fields with --set",
+  });
 }
 
-async function train(task: string | undefined, options: TrainOptions, io: Context): Promise<void> {
-  checkArguments(task, options);
+async function train(
+  task: string | undefined,
+  options: TrainOptions,
+  command: Command,
+  io: Context,
+): Promise<void> {
+  checkArguments(task, options, command);
   // The view goes to standard error where standard output is to hold the result as JSON.
   const stream = options.json ? io.stderr : io.stdout;
   const view: TrainingView = createTrainingView({
@@ -177,7 +197,9 @@ export function register(program: Command, io: Context): void {
     .option("--resume <run>", "go on with a run that was stopped or killed: its name or folder")
     .option("--no-chat", "do not open a chat with the new model at the end")
     .option("--json", "the result as one object on standard output, progress on standard error")
-    .action((task: string | undefined, options: TrainOptions) => train(task, options, io));
+    .action((task: string | undefined, options: TrainOptions, self: Command) =>
+      train(task, options, self, io),
+    );
   withExamples(command, [
     ["pondera train countdown", "R1-Zero on a number game, in about ten minutes"],
     ["pondera train countdown --preset r1 --seed 2", "with a cold start"],
