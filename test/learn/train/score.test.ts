@@ -1,0 +1,44 @@
+import { afterAll, beforeAll, expect, it } from "vitest";
+import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
+import { Scorer } from "../../../src/learn/train/score.ts";
+import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { createEngine } from "../../compute/harness.ts";
+import { opinionatedWeights, TINY } from "../../model/models.ts";
+import { batchOf, randomSequences } from "./batches.ts";
+
+let runtime: Runtime;
+beforeAll(async () => {
+  runtime = await createEngine();
+});
+afterAll(() => runtime.dispose());
+
+it("a score is minus the token's cross-entropy, in every shape of batch and after every update", async () => {
+  const trainer = Trainer.create(runtime, TINY, opinionatedWeights(TINY, 2));
+  const scorer = new Scorer(runtime, TINY);
+  const sequences = randomSequences(1, [9, 4, 7], TINY.vocabSize);
+  for (const batch of [batchOf(sequences, [[0], [1], [2]], 9), batchOf(sequences, [[0, 2, 1]], 24)]) {
+    const scores = await scorer.score(trainer.weights(), batch, 1);
+    const { loss } = await trainer.accumulate(CROSS_ENTROPY, batch);
+    const expected = batch.weights.data.reduce((total, w, i) => total - w * scores[i]!, 0);
+    expect(expected).toBeCloseTo(loss, 5);
+    // The weights move between two buffers; a score is of those given.
+    await trainer.apply({ adamW: 0.01, muon: 0.02 });
+  }
+  await scorer.dispose();
+  await trainer.dispose();
+});
+
+it("a score at another temperature is of the logits divided by it", async () => {
+  const weights = opinionatedWeights(TINY, 2);
+  const scorer = new Scorer(runtime, TINY);
+  const batch = batchOf(randomSequences(1, [6], TINY.vocabSize), [[0]], 6);
+  const halved = { ...weights, "lm_head.weight": structuredClone(weights["lm_head.weight"]!) };
+  for (const i of halved["lm_head.weight"].data.keys()) halved["lm_head.weight"].data[i]! /= 2;
+  const [warm, cool] = [Trainer.create(runtime, TINY, halved), Trainer.create(runtime, TINY, weights)];
+  const expected = await scorer.score(warm.weights(), batch, 1);
+  for (const [i, score] of (await scorer.score(cool.weights(), batch, 2)).entries()) {
+    expect(score).toBeCloseTo(expected[i]!, 4);
+  }
+  await scorer.dispose();
+});

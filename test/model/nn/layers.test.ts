@@ -1,0 +1,83 @@
+import { describe, expect, it } from "vitest";
+import { softmax } from "../../../src/compute/graph/primitives.ts";
+import { trace } from "../../../src/compute/graph/trace.ts";
+import { interpret } from "../../../src/compute/runtime/interpreter.ts";
+import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
+import { linear, packedCausalMask, rotaryTables, swiglu } from "../../../src/model/nn/layers.ts";
+import { specsOf, type Traced } from "../../compute/harness.ts";
+
+const run = (
+  arrays: Readonly<Record<string, HostArray>>,
+  fn: (x: Traced) => ReturnType<typeof softmax>,
+): number[] =>
+  Array.from(
+    interpret(
+      trace(specsOf(arrays), (x) => ({ y: fn(x) })),
+      arrays,
+    )["y"]!.data as Float32Array,
+  );
+
+describe("linear", () => {
+  it("multiplies by the transposed weight, as checkpoints store it", () => {
+    const arrays = { x: f32([1, 2], [3, 5]), weight: f32([3, 2], [1, 0, 0, 1, 2, -1]) };
+    expect(run(arrays, ({ x, weight }) => linear(x!, weight!))).toEqual([3, 5, 1]);
+  });
+});
+
+describe("swiglu", () => {
+  it("gates with silu, by hand", () => {
+    // gate = 2, up = 3: silu(2)·3 = 2·0.880797·3 = 5.284782; down doubles it.
+    const one = (value: number) => f32([1, 1], [value]);
+    const arrays = { x: one(1), gate: one(2), up: one(3), down: one(2) };
+    const [y] = run(arrays, ({ x, gate, up, down }) => swiglu(x!, { gate: gate!, up: up!, down: down! }));
+    expect(y).toBeCloseTo(10.569565, 5);
+  });
+});
+
+describe("packedCausalMask", () => {
+  const mask = (segments: readonly number[]): number[][] => {
+    const T = segments.length;
+    const flat = run({ segments: i32([1, T], segments) }, ({ segments: s }) => packedCausalMask(s!));
+    return Array.from({ length: T }, (_, t) => flat.slice(t * T, (t + 1) * T).map((x) => Number(x === 0)));
+  };
+
+  it("lets a position see itself and what came before it in its own segment", () => {
+    expect(mask([1, 1, 2, 2, 0])).toEqual([
+      [1, 0, 0, 0, 0],
+      [1, 1, 0, 0, 0],
+      [0, 0, 1, 0, 0],
+      [0, 0, 1, 1, 0],
+      [0, 0, 0, 0, 1],
+    ]);
+  });
+
+  it("of one position is open", () => {
+    expect(mask([7])).toEqual([[1]]);
+  });
+
+  it("is finite: a row of nothing but masked scores has probabilities", () => {
+    const segments = i32([1, 3], [1, 2, 3]);
+    const values = run({ segments }, ({ segments: s }) => packedCausalMask(s!));
+    for (const value of values) expect(Number.isFinite(value)).toBe(true);
+    const masked = f32([1, 3], new Array<number>(3).fill(Math.min(...values)));
+    for (const p of run({ masked }, ({ masked: m }) => softmax(m!))) expect(p).toBeCloseTo(1 / 3, 6);
+  });
+});
+
+describe("rotaryTables", () => {
+  it("turns pair j of position p by p·θ^(−2j/D)", () => {
+    const { cos, sin } = rotaryTables(3, 4, 100);
+    expect(cos.shape).toEqual([3, 2]);
+    // Angles: 0, 0 · 1, 0.1 · 2, 0.2.
+    for (const [i, angle] of [0, 0, 1, 0.1, 2, 0.2].entries()) {
+      expect(cos.data[i]).toBeCloseTo(Math.cos(angle), 7);
+      expect(sin.data[i]).toBeCloseTo(Math.sin(angle), 7);
+    }
+  });
+
+  it("is as exact far out as near by", () => {
+    const { cos } = rotaryTables(100_001, 2, 1e4);
+    // cos(100000) by a table of 20 digits.
+    expect(cos.data[100_000]).toBeCloseTo(-0.999360807438, 6);
+  });
+});
