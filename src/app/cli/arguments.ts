@@ -8,20 +8,19 @@ interface Range {
   /** Excludes the lower end itself. */
   readonly above?: number;
   readonly max?: number;
-  readonly below?: number;
 }
 
-function rule(what: string, { min, above, max, below }: Range): string {
+function rule(what: string, { min, above, max }: Range): string {
   const lower = min !== undefined ? ` from ${min}` : above !== undefined ? ` above ${above}` : "";
-  const upper = max !== undefined ? ` up to ${max}` : below !== undefined ? ` below ${below}` : "";
+  const upper = max !== undefined ? ` up to ${max}` : "";
   return `It must be ${what}${lower}${upper}.`;
 }
 
 function parser(what: string, isKind: (value: number) => boolean, range: Range): (text: string) => number {
-  const { min = -Infinity, above = -Infinity, max = Infinity, below = Infinity } = range;
+  const { min = -Infinity, above = -Infinity, max = Infinity } = range;
   return (text) => {
     const value = text.trim() === "" ? Number.NaN : Number(text);
-    if (isKind(value) && value >= min && value > above && value <= max && value < below) return value;
+    if (isKind(value) && value >= min && value > above && value <= max) return value;
     throw new InvalidArgumentError(rule(what, range));
   };
 }
@@ -45,9 +44,10 @@ export interface SamplingArguments {
   readonly topP?: number;
   readonly topK?: number;
   readonly minP?: number;
+  readonly maxNewTokens?: number;
 }
 
-/** How tokens are chosen; what is left out comes from the model's generation_config.json. */
+/** How tokens are chosen, and how many; what is left out comes from the model's generation_config.json. */
 export function withSampling(command: Command): Command {
   return command
     .option("--temperature <t>", "0 takes the likeliest token, 1 samples as trained", numberIn({ min: 0 }))
@@ -60,8 +60,9 @@ export function withSampling(command: Command): Command {
     .option(
       "--min-p <p>",
       "sample from tokens at least p as likely as the likeliest",
-      numberIn({ min: 0, below: 1 }),
-    );
+      numberIn({ min: 0, max: 1 }),
+    )
+    .option("--max-new-tokens <n>", "longest completion", wholeNumber({ min: 1 }));
 }
 
 /** Cores the work may use. */

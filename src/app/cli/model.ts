@@ -84,8 +84,20 @@ const GenerationConfig = z.object({
   temperature: z.number().nonnegative().nullish().catch(undefined),
   top_p: z.number().gt(0).lte(1).nullish().catch(undefined),
   top_k: z.int().nonnegative().nullish().catch(undefined),
-  min_p: z.number().min(0).lt(1).nullish().catch(undefined),
+  min_p: z.number().min(0).lte(1).nullish().catch(undefined),
+  max_new_tokens: z.int().positive().nullish().catch(undefined),
 });
+
+/** Longest completion of a model that says nothing about it; its positions bound it too. */
+export const MOST_NEW_TOKENS = 1024;
+
+/** Longest completion: as asked, else as the model's `generation_config.json` says. */
+export function newTokensFor(
+  { generationConfig }: Pick<ModelFolder, "generationConfig">,
+  asked: number | undefined,
+): number {
+  return asked ?? GenerationConfig.parse(generationConfig).max_new_tokens ?? MOST_NEW_TOKENS;
+}
 
 /** How tokens are chosen: as asked, else as the model's `generation_config.json` says, else by their probabilities. */
 export function samplingFor(

@@ -10,6 +10,7 @@ import { inspect } from "node:util";
 import { Command, CommanderError } from "commander";
 import { ConfigError, PonderaError } from "../../base/errors.ts";
 import { register as registerChat } from "./commands/chat.ts";
+import { register as registerEval } from "./commands/eval.ts";
 import { register as registerExport } from "./commands/export.ts";
 import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
@@ -52,6 +53,7 @@ export function createProgram(io: Context): Command {
   ]);
   for (const register of [
     registerTrain,
+    registerEval,
     registerChat,
     registerExport,
     registerGenerate,

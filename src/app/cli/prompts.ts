@@ -7,7 +7,7 @@ import { z } from "zod";
 import { Random } from "../../compute/tensor/random.ts";
 import { puzzleSource } from "../../learn/tasks/countdown/puzzle.ts";
 import { solve } from "../../learn/tasks/countdown/solve.ts";
-import { COUNTDOWN_GAMES } from "../../learn/tasks/countdown/task.ts";
+import { COUNTDOWN_GAMES, type CountdownGame } from "../../learn/tasks/countdown/task.ts";
 import { MISS, puzzlePrompt } from "../../learn/tasks/countdown/traces.ts";
 import type { Puzzle } from "../../learn/tasks/countdown/types.ts";
 import { verifyCountdown } from "../../learn/tasks/countdown/verify.ts";
@@ -85,12 +85,17 @@ function judgeCountdown(puzzle: Puzzle, { text }: Judged): Verdict {
 }
 
 const CountdownConfig = z.object({
-  countdown: z.object({ game: z.enum(Object.keys(COUNTDOWN_GAMES) as (keyof typeof COUNTDOWN_GAMES)[]) }),
+  countdown: z.object({ game: z.enum(Object.keys(COUNTDOWN_GAMES) as CountdownGame[]) }),
 });
 
-function countdownPrompts(config: unknown): TaskPrompts {
+/** The countdown game of a run's configuration, or the default one. */
+export function countdownGameOf(config: unknown): CountdownGame {
   const parsed = CountdownConfig.safeParse(config);
-  const game = COUNTDOWN_GAMES[parsed.success ? parsed.data.countdown.game : "quick"];
+  return parsed.success ? parsed.data.countdown.game : "quick";
+}
+
+function countdownPrompts(config: unknown): TaskPrompts {
+  const game = COUNTDOWN_GAMES[countdownGameOf(config)];
   // Of the test split: puzzles that no run of this game has trained on.
   const source = puzzleSource({ ...game, split: "test" });
   const draw = (random: Random): DrawnPrompt => {

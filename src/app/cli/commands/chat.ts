@@ -20,26 +20,25 @@ import { interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, write } from "../io.ts";
 import { type LineSource, lineSource } from "../lines.ts";
 import type { Colors } from "../live-view.ts";
-import { findModel, type OpenModel, openModel, samplingFor } from "../model.ts";
+import { findModel, newTokensFor, type OpenModel, openModel, samplingFor } from "../model.ts";
 import { completePrompt, promptsOf, type TaskPrompts, typedPrompt, type Verdict } from "../prompts.ts";
 import { printable } from "../text.ts";
 
 export interface ChatOptions extends SamplingArguments {
   readonly runs: string;
   readonly hideThinking?: boolean;
-  readonly maxNewTokens: number;
   readonly seed: number;
   readonly threads: number;
 }
 
 export const CHAT_DEFAULTS: ChatOptions = {
   runs: RUNS_OPTION[2],
-  maxNewTokens: 1024,
   seed: 0,
   threads: availableParallelism(),
 };
 
 const PROMPT = "> ";
+const PAGE_TOKENS = 512;
 
 const COMMANDS: Readonly<Record<string, string>> = {
   "/help": "this list",
@@ -67,6 +66,7 @@ interface Chat {
   readonly prompts: TaskPrompts | undefined;
   readonly options: ChatOptions;
   readonly state: State;
+  readonly maxNewTokens: number;
   /** Where Ctrl-C arrives while the model writes. */
   readonly signals: EventEmitter;
 }
@@ -109,7 +109,7 @@ async function ask(chat: Chat, prompt: string, judge: Judge | undefined): Promis
         {
           ...samplingFor(model, options),
           temperature: state.temperature,
-          maxNewTokens: options.maxNewTokens,
+          maxNewTokens: chat.maxNewTokens,
           signal,
           onText: (_, piece) => view.push(piece),
           onToken: () => view.token(),
@@ -243,8 +243,9 @@ export async function chat(
   const found = await findModel(name, options.runs);
   const folder = await loadModelFolder(found.folder);
   const prompts = found.run === undefined ? undefined : await promptsOf(found.run);
-  // A prompt may be as long as the answer: more only takes memory.
-  const positions = 2 * options.maxNewTokens;
+  const maxNewTokens = newTokensFor(folder, options.maxNewTokens);
+  // A prompt may be as long as the answer, or as a page; more only takes memory.
+  const positions = maxNewTokens + Math.max(maxNewTokens, PAGE_TOKENS);
   const model = await openModel(folder, { threads: options.threads, slots: 1, positions });
   const colors = colorsFor(io.stdout, io.env);
   const lines = lineSource(io, PROMPT);
@@ -255,7 +256,7 @@ export async function chat(
       const [first, ...rest] = greeting(found.name, model, prompts);
       await write(io.stdout, `${[colors.bold(first!), ...rest.map(colors.dim)].join("\n")}\n\n`);
     }
-    await converse({ io, colors, lines, model, prompts, options, state, signals });
+    await converse({ io, colors, lines, model, prompts, options, state, maxNewTokens, signals });
   } finally {
     lines.close();
     await model.dispose();
@@ -273,7 +274,6 @@ export function register(program: Command, io: Context): void {
     .argument("[model]", "a model's folder, or a run's name or folder; the newest run if left out")
     .option(...RUNS_OPTION)
     .option("--hide-thinking", "count the tokens of a thought instead of showing it")
-    .option("--max-new-tokens <n>", "longest answer", wholeNumber({ min: 1 }), CHAT_DEFAULTS.maxNewTokens)
     .option("--seed <n>", "names the random numbers", wholeNumber(), CHAT_DEFAULTS.seed);
   withSampling(command)
     .addOption(threadsOption())

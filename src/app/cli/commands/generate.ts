@@ -10,7 +10,7 @@ import { type SamplingArguments, threadsOption, wholeNumber, withSampling } from
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
-import { findModel, openModel, samplingFor } from "../model.ts";
+import { findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
 import { completePrompt, promptsOf } from "../prompts.ts";
 import { printable } from "../text.ts";
 
@@ -19,7 +19,6 @@ interface GenerateOptions extends SamplingArguments {
   readonly runs: string;
   readonly prompt: string;
   readonly samples: number;
-  readonly maxNewTokens: number;
   readonly seed: number;
   readonly stop: readonly string[];
   readonly raw?: true;
@@ -47,8 +46,9 @@ async function generate(options: GenerateOptions, io: Context): Promise<void> {
   const typed = await readPrompt(options, io);
   const prompts = options.raw || found.run === undefined ? undefined : await promptsOf(found.run);
   const prompt = completePrompt(typed, prompts);
-  const { samples, seed, maxNewTokens, stop, json } = options;
+  const { samples, seed, stop, json } = options;
   const sampling = samplingFor(model, options);
+  const maxNewTokens = newTokensFor(model, options.maxNewTokens);
   const open = await openModel(model, {
     threads: options.threads,
     slots: Math.min(samples, MOST_SLOTS),
@@ -132,12 +132,6 @@ export function register(program: Command, io: Context): void {
     .option("--model <model>", "a model's folder, or a run's name or folder; the newest run if left out")
     .option(...RUNS_OPTION)
     .option("--samples <n>", "completions to draw", wholeNumber({ min: 1 }), 1)
-    .option(
-      "--max-new-tokens <n>",
-      "longest completion; the model's positions bound it too",
-      wholeNumber({ min: 1 }),
-      1024,
-    )
     .option("--seed <n>", "names the random numbers", wholeNumber(), 0);
   withSampling(command)
     .addOption(

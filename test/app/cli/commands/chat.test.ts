@@ -217,7 +217,7 @@ describe("an answer that is stopped", () => {
       env: {},
       exitWith() {},
     };
-    await chat("one", { runs: root, maxNewTokens: 32, seed: 0, threads: 1 }, io, signals);
+    await chat("one", { runs: root, seed: 0, threads: 1 }, io, signals);
     await new Promise(setImmediate);
     expect(shown).toContain("  (stopped)\n");
     expect(shown).not.toContain("makes 24");

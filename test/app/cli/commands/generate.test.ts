@@ -143,7 +143,7 @@ describe("pondera generate", () => {
     ["--samples", "0", "a whole number from 1"],
     ["--temperature", "-1", "a number from 0"],
     ["--top-p", "0", "a number above 0 up to 1"],
-    ["--min-p", "1", "a number from 0 below 1"],
+    ["--min-p", "1.1", "a number from 0 up to 1"],
     ["--top-k", "1.5", "a whole number from 0"],
     ["--stop", "", "must not be empty"],
     ["--seed", "x", "a whole number."],

@@ -1,0 +1,285 @@
+/** `pondera eval`: how often a model is right, with an interval that says how sure that is. */
+
+import { writeFile } from "node:fs/promises";
+import { basename } from "node:path";
+import { type Command, Option } from "commander";
+import { z } from "zod";
+import { ConfigError, FormatError } from "../../../base/errors.ts";
+import { fileError } from "../../../base/files.ts";
+import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
+import type { EvalSummary } from "../../../learn/records/records.ts";
+import { contentKey, splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
+import { COUNTDOWN_GAMES, type CountdownGame } from "../../../learn/tasks/countdown/task.ts";
+import { puzzlePrompt } from "../../../learn/tasks/countdown/traces.ts";
+import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
+import { jsonl } from "../../../learn/tasks/jsonl.ts";
+import type { Example, Task } from "../../../learn/tasks/task.ts";
+import { cacheShape } from "../../../model/arch/llama.ts";
+import { loadModelFolder, type ModelFolder } from "../../../model/checkpoint/folder.ts";
+import { encodePrompt } from "../../../model/engine/text.ts";
+import { compact, percent } from "../../format.ts";
+import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
+import { RUNS_OPTION, withExamples } from "../help.ts";
+import { INTERRUPTED, interruptible } from "../interrupt.ts";
+import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
+import { type FoundModel, findModel, newTokensFor, openModel } from "../model.ts";
+import { countdownGameOf } from "../prompts.ts";
+import { openNamedTask } from "../task.ts";
+import { printable } from "../text.ts";
+
+interface EvalOptions {
+  readonly task?: string;
+  readonly game?: CountdownGame;
+  readonly data?: string;
+  readonly samples: number;
+  readonly temperature: number;
+  readonly topP: number;
+  readonly maxNewTokens?: number;
+  readonly limit?: number;
+  readonly seed: number;
+  readonly records?: string;
+  readonly runs: string;
+  readonly threads: number;
+  readonly json?: true;
+}
+
+/** Held-out prompts where neither data nor a limit say how many. */
+const HELD_OUT = 1000;
+const MOST_SLOTS = 256;
+/** Memory that the caches of keys and values may take. */
+const CACHE_BYTES = 2 ** 30;
+
+const PuzzleRow = z.looseObject({
+  id: z.union([z.string(), z.number()]).optional(),
+  numbers: z.array(z.int().nonnegative()).min(1),
+  target: z.int(),
+});
+const PromptRow = z.looseObject({
+  id: z.union([z.string(), z.number()]).optional(),
+  prompt: z.string().min(1),
+});
+
+/** A row of a data file, checked. @throws FormatError naming the line and the field */
+function checked<T>(schema: z.ZodType<T>, form: string, where: string, value: unknown): T {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  const issue = parsed.error.issues[0]!;
+  const field = issue.path.length === 0 ? "" : `: ${issue.path.join(".")}`;
+  throw new FormatError({ where: `${where}${field}`, rule: `must be a row ${form}`, got: issue.message });
+}
+
+/** The examples of a data file: puzzles of countdown, or rows that the task's judges know. */
+async function readExamples(
+  file: string,
+  isCountdown: boolean,
+  limit = Infinity,
+): Promise<Example<unknown>[]> {
+  const toExample = (value: unknown, line: number): Example<unknown> => {
+    const where = `${file}:${line}`;
+    if (isCountdown) {
+      const row = checked(PuzzleRow, "{numbers, target}", where, value);
+      return { id: `${row.id ?? contentKey(row)}`, prompt: puzzlePrompt(row), row };
+    }
+    const row = checked(PromptRow, "{prompt, …}", where, value);
+    return { id: `${row.id ?? line}`, prompt: row.prompt, row };
+  };
+  const examples: Example<unknown>[] = [];
+  for await (const example of jsonl(file, toExample)) if (examples.push(example) >= limit) break;
+  return examples;
+}
+
+interface Measured {
+  readonly task: Task<unknown>;
+  readonly examples: readonly Example<unknown>[];
+  /** What the prompts are, for people: `1,000 held-out puzzles of the game quick`. */
+  readonly what: string;
+  /** The game they were drawn from. */
+  readonly game?: CountdownGame;
+  /** How many of them are puzzles that training may draw. */
+  readonly trainable: number;
+}
+
+async function openPrompts(options: EvalOptions, found: FoundModel): Promise<Measured> {
+  const manifest = found.run?.manifest;
+  const name = options.task ?? manifest?.taskFile ?? manifest?.task;
+  if (name === undefined) {
+    throw new ConfigError({
+      where: "--task",
+      rule: "must name a task: no run says what this model was trained on",
+      got: "nothing",
+      remedy: "For example --task countdown",
+    });
+  }
+  const isCountdown = name === "countdown";
+  if (options.game !== undefined && !isCountdown) {
+    throw new ConfigError({ where: "--game", rule: "is for the task countdown", got: `the task ${name}` });
+  }
+  const game = options.game ?? countdownGameOf(manifest?.config);
+  const { data, limit } = options;
+  const heldOutCount = data === undefined ? (limit ?? HELD_OUT) : 1;
+  const { task } = await openNamedTask(name, { game, heldOut: "test", heldOutCount });
+  const examples =
+    data === undefined
+      ? task.validation.slice(0, limit ?? HELD_OUT)
+      : await readExamples(data, isCountdown, limit);
+  const count = examples.length.toLocaleString("en");
+  if (data !== undefined) {
+    const trainable = isCountdown
+      ? examples.filter(({ row }) => splitOf(row as Puzzle) === "train").length
+      : 0;
+    return { task, examples, what: `${count} prompts of ${basename(data)}`, trainable };
+  }
+  if (!isCountdown)
+    return { task, examples, what: `${count} held-out prompts of ${task.name}`, trainable: 0 };
+  return { task, examples, what: `${count} held-out puzzles of the game ${game}`, game, trainable: 0 };
+}
+
+/** Sequences side by side: as many as there are, and as fit the memory set aside for their caches. */
+function slotsFor(model: ModelFolder, sequences: number, positions: number): number {
+  const { config } = model;
+  const numbers = cacheShape(config, 1, Math.min(positions, config.maxPositions)).reduce((a, b) => a * b, 1);
+  const bytes = 2 * config.layers * numbers * Float32Array.BYTES_PER_ELEMENT;
+  return Math.max(1, Math.min(sequences, MOST_SLOTS, Math.floor(CACHE_BYTES / bytes)));
+}
+
+/** Every completion as a line: its record, its number among its prompt's, and what else the prompt's row holds. */
+function recordLines({ records }: Evaluation, examples: readonly Example<unknown>[]): string {
+  const lines = records.flatMap((group, i) =>
+    group.map((record, sample) => {
+      const row = examples[i]!.row;
+      const fields = typeof row === "object" ? row : {};
+      return `${JSON.stringify({ ...fields, ...record, sample })}\n`;
+    }),
+  );
+  return lines.join("");
+}
+
+function summaryLines(summary: EvalSummary, seconds: number, tokens: number): string[] {
+  const { pass1, interval, passK, meanLength, truncatedFraction } = summary;
+  const row = (name: string, text: string): string => `  ${name.padEnd(8)} ${text}`;
+  const others = Object.entries(passK).filter(([k]) => k !== "1");
+  return [
+    row("pass@1", `${percent(pass1).padStart(7)}  95 % [${percent(interval[0])}, ${percent(interval[1])}]`),
+    ...others.map(([k, share]) => row(`pass@${k}`, percent(share).padStart(7))),
+    row("length", `${meanLength.toFixed(1)} tokens, ${percent(truncatedFraction)} cut off`),
+    row("took", `${seconds.toFixed(1)} s, ${compact(Math.round(tokens / seconds))} tokens/s`),
+  ];
+}
+
+async function evaluateModel(name: string | undefined, options: EvalOptions, io: Context): Promise<void> {
+  const found = await findModel(name, options.runs);
+  const model = await loadModelFolder(found.folder);
+  const { task, examples, what, game, trainable } = await openPrompts(options, found);
+  const { samples, temperature, topP, seed, threads } = options;
+  const maxNewTokens = newTokensFor(model, options.maxNewTokens ?? task.maxNewTokens);
+  const longest = examples.reduce(
+    (n, { prompt }) => Math.max(n, encodePrompt(model.tokenizer, prompt).length),
+    0,
+  );
+  const positions = longest + maxNewTokens;
+  const slots = slotsFor(model, examples.length * samples, positions);
+  const heading = `${found.name} on ${what}, ${samples} sample${samples === 1 ? "" : "s"} each at temperature ${temperature}`;
+  if (isInteractive(io.stderr, io.env)) {
+    io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
+  }
+  const open = await openModel(model, { threads, slots, positions });
+  const began = performance.now();
+  let evaluation: Evaluation | undefined;
+  try {
+    evaluation = await interruptible({ onFirst() {} }, async (signal) => {
+      try {
+        const limits = { samples, temperature, topP, maxNewTokens, seed, stopIds: model.stopIds, signal };
+        return await evaluate(open.engine, model.tokenizer, task, examples, limits);
+      } catch (error) {
+        if (signal.aborted && error === signal.reason) return undefined;
+        throw error;
+      }
+    });
+  } finally {
+    await open.dispose();
+  }
+  if (evaluation === undefined) return io.exitWith(INTERRUPTED);
+  const seconds = (performance.now() - began) / 1000;
+  const { summary, records } = evaluation;
+  const tokens = records.flat().reduce((sum, record) => sum + record.tokens, 0);
+  if (options.records !== undefined) {
+    const path = options.records;
+    await writeFile(path, recordLines(evaluation, examples)).catch((error: unknown) => {
+      throw fileError(path, "writable", error);
+    });
+  }
+  if (options.json) {
+    const { data } = options;
+    await writeJson(io.stdout, {
+      model: found.folder,
+      task: task.name,
+      ...(game === undefined ? {} : { game }),
+      ...(data === undefined ? {} : { data, trainable }),
+      ...summary,
+      temperature,
+      topP,
+      maxNewTokens,
+      seed,
+      threads,
+      seconds,
+      tokensPerSecond: tokens / seconds,
+    });
+    return;
+  }
+  const [title, ...rest] = [printable(heading), ...summaryLines(summary, seconds, tokens)];
+  if (trainable > 0) {
+    const belong = trainable === 1 ? "belongs" : "belong";
+    rest.push(`  ${trainable} of them ${belong} to the training split: the model may know the answers`);
+  }
+  await write(io.stdout, `${[colorsFor(io.stdout, io.env).bold(title), ...rest].join("\n")}\n`);
+}
+
+export function register(program: Command, io: Context): void {
+  const command = program
+    .command("eval")
+    .summary("measure how often a model is right")
+    .description(
+      "Samples answers to prompts that were never trained on and checks them: pass@1 with a 95 % interval, pass@k, the " +
+        "length of answers. Prompts are independent, samples of one prompt are not, and the interval knows.",
+    )
+    .argument("[model]", "a run's name or folder, or a model's folder; the newest run if left out")
+    .option("--task <task>", "countdown, or a file that exports defineTask({ … }); the run's own if left out")
+    .addOption(
+      new Option("--game <name>", "countdown game to draw from; the run's own if left out").choices(
+        Object.keys(COUNTDOWN_GAMES),
+      ),
+    )
+    .option("--data <file>", "JSONL rows to measure on instead: {numbers, target}, or a task's {prompt, …}")
+    .option(
+      "--limit <n>",
+      `most prompts; ${HELD_OUT} held-out ones or the whole file if left out`,
+      wholeNumber({ min: 1 }),
+    )
+    .option("--samples <k>", "answers to each prompt", wholeNumber({ min: 1 }), 1)
+    .option("--temperature <t>", "0 takes the likeliest token, 1 samples as trained", numberIn({ min: 0 }), 1)
+    .option(
+      "--top-p <p>",
+      "sample from the likeliest tokens that together reach p",
+      numberIn({ above: 0, max: 1 }),
+      1,
+    )
+    .option("--max-new-tokens <n>", "longest answer; as in training if left out", wholeNumber({ min: 1 }))
+    .option("--seed <n>", "names the random numbers", wholeNumber(), 0)
+    .option("--records <file>", "also write every answer with its verdict, as JSONL")
+    .option(...RUNS_OPTION)
+    .addOption(threadsOption())
+    .option("--json", "everything as one object")
+    .action((name: string | undefined, options: EvalOptions) => evaluateModel(name, options, io));
+  withExamples(command, [
+    ["pondera eval", "the newest run on held-out prompts of its own task"],
+    ["pondera eval my-run --samples 8 --json", "pass@1 to pass@8, for a program"],
+    [
+      "pondera eval my-run --task countdown --data puzzles.jsonl --temperature 0",
+      "greedy, on puzzles of your own",
+    ],
+    [
+      "pondera eval ./my-model --task ./my-task.ts --records answers.jsonl",
+      "any model, and every answer kept",
+    ],
+  ]);
+}
