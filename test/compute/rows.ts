@@ -9,6 +9,7 @@ import type * as attentionOps from "../../src/compute/ops/attention.ts";
 import { attention } from "../../src/compute/ops/attention.ts";
 import type * as stableOps from "../../src/compute/ops/stable.ts";
 import {
+  gatedSilu,
   logSoftmax,
   logSumExp,
   rmsNormUnfused,
@@ -846,6 +847,13 @@ export const COMPOSITE_ROWS: { readonly [N in CompositeName]: Rows } = {
     },
   ],
   silu: unaryRows("silu", silu),
+  gatedSilu: [
+    {
+      name: "gatedSilu of rows",
+      inputs: (random) => ({ gate: normal(random, [3, 4]), up: normal(random, [3, 4]) }),
+      fn: ({ gate, up }) => gatedSilu(gate!, up!),
+    },
+  ],
   rotaryUnfused: [
     {
       name: "rotaryUnfused of two heads",
@@ -880,6 +888,12 @@ export interface Twins extends Omit<Row, "fn"> {
 }
 
 export const TWINS: readonly Twins[] = [
+  {
+    name: "gatedSilu",
+    inputs: (random) => ({ gate: normal(random, [3, 5]), up: normal(random, [3, 5]) }),
+    fused: ({ gate, up }) => gatedSilu(gate!, up!),
+    unfused: ({ gate, up }) => p.mul(silu(gate!), up!),
+  },
   {
     name: "softmax",
     inputs: (random) => ({ x: normal(random, [3, 4, 7]) }),

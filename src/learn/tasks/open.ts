@@ -286,11 +286,12 @@ export async function openTask<Row extends PromptRow>(definition: TaskDefinition
       remedy: "Give more prompts, a higher validationShare, or validation prompts of their own",
     });
   }
-  const { description, correct, maxPromptTokens, maxNewTokens } = definition;
+  const { description, tokens, correct, maxPromptTokens, maxNewTokens } = definition;
   return {
     name,
     ...(description === undefined ? {} : { description }),
     alphabet,
+    ...(tokens === undefined ? {} : { tokens }),
     train: split.train,
     validation: split.validation,
     rewards,

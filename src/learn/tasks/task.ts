@@ -66,6 +66,8 @@ export interface Task<Row> {
   readonly description?: string;
   /** Every character a from-scratch tokenizer needs; the think and answer tags are tokens of their own. */
   readonly alphabet: string;
+  /** Longer texts that are one token each, numbers for instance; the longest that fits is taken. */
+  readonly tokens?: readonly string[];
   readonly train: ExampleSource<Row>;
   readonly validation: readonly Example<Row>[];
   readonly rewards: Readonly<Record<string, WeightedReward<Row>>>;
@@ -99,6 +101,8 @@ export interface TaskOptions<Row extends PromptRow> {
   readonly description?: string;
   /** @default printable ASCII and the line feed */
   readonly alphabet?: string;
+  /** Longer texts that are one token each, numbers for instance; the longest that fits is taken. @default none */
+  readonly tokens?: readonly string[];
   readonly prompts: Prompts<Row>;
   /** One reward, or several by name, each with its weight. */
   readonly reward: Reward<Row> | Readonly<Record<string, WeightedReward<Row>>>;
@@ -130,6 +134,7 @@ export interface TaskDefinition<Row extends PromptRow> {
   readonly name: string;
   readonly description?: string;
   readonly alphabet: string;
+  readonly tokens?: readonly string[];
   readonly prompts: Prompts<Row>;
   readonly rewards: Readonly<Record<string, WeightedReward<Row>>>;
   readonly correct?: Correct<Row>;
@@ -176,6 +181,7 @@ const optionsSchema = z.object({
   name: z.string("must be text").regex(/^[A-Za-z0-9][\w-]*$/, "must be letters, digits, - and _"),
   description: z.string("must be text").optional(),
   alphabet: z.string("must be text").min(1, "must not be empty").optional(),
+  tokens: z.array(z.string("must be text").min(2, "must be longer than a character")).optional(),
   prompts: promptsSchema,
   reward: z.union(
     [

@@ -17,6 +17,7 @@ import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
+import { THINK_TAGS } from "../../model/text/think.ts";
 import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
 import type { DenseSizes } from "../cost/flops.ts";
 import { ledger } from "../cost/ledger.ts";
@@ -161,7 +162,8 @@ export class Training<Row> {
   }
 
   static async create<Row>(parts: TrainingParts<Row>, options: RunOptions): Promise<Training<Row>> {
-    const tokenizer = await characterTokenizer({ alphabet: parts.task.alphabet });
+    const { alphabet, tokens = [] } = parts.task;
+    const tokenizer = characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
     return new Training(parts, tokenizer, options);
   }
 

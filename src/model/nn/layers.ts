@@ -7,13 +7,12 @@ import {
   equal,
   less,
   matmul,
-  mul,
   not,
   reshape,
   transposeLast,
   where,
 } from "../../compute/graph/primitives.ts";
-import { silu } from "../../compute/ops/stable.ts";
+import { gatedSilu } from "../../compute/ops/stable.ts";
 import { type HostArray, hostArray, i32 } from "../../compute/tensor/host.ts";
 
 /**
@@ -35,7 +34,7 @@ export function swiglu(
   x: Value,
   weights: { readonly gate: Value; readonly up: Value; readonly down: Value },
 ): Value {
-  return linear(mul(silu(linear(x, weights.gate)), linear(x, weights.up)), weights.down);
+  return linear(gatedSilu(linear(x, weights.gate), linear(x, weights.up)), weights.down);
 }
 
 /**

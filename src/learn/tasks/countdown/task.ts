@@ -3,7 +3,16 @@ import { expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Example, Task, Trace } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
-import { COUNTDOWN_ALPHABET, type ExploreOptions, explore, HIT, MISS, puzzlePrompt } from "./traces.ts";
+import {
+  COUNTDOWN_ALPHABET,
+  COUNTDOWN_TOKENS,
+  type ExploreOptions,
+  explorationPuzzle,
+  explore,
+  HIT,
+  MISS,
+  puzzlePrompt,
+} from "./traces.ts";
 import type { Puzzle } from "./types.ts";
 import { type CountdownRules, countdownRewards } from "./verify.ts";
 
@@ -17,7 +26,7 @@ import { type CountdownRules, countdownRewards } from "./verify.ts";
 export const COUNTDOWN_GAMES = {
   quick: {
     counts: [3],
-    numbers: { min: 1, max: 99 },
+    numbers: { min: 1, max: 30 },
     target: { min: 10, max: 99 },
     needs: "times-or-divide",
   },
@@ -64,7 +73,7 @@ function heldOutExamples(game: GameOptions, split: "validation" | "test", count:
   return [...byKey.values()];
 }
 
-/** Length of the longest prompt of a game; one token a character. */
+/** Length of the longest prompt of a game in characters, which no tokenization exceeds. */
 function longestPrompt(game: GameOptions): number {
   const puzzle = {
     numbers: Array.from({ length: Math.max(...game.counts!) }, () => game.numbers!.max),
@@ -86,20 +95,21 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     heldOutCount = 1000,
   } = options;
   expectKnown("countdown: game", name, Object.keys(COUNTDOWN_GAMES));
-  const game: GameOptions = COUNTDOWN_GAMES[name];
+  const game = COUNTDOWN_GAMES[name];
   const draw = puzzleSource(game);
   const { demonstrate } = options;
   return {
     name: "countdown",
     description: "Make the target from the numbers with + − × ÷ and brackets",
     alphabet: COUNTDOWN_ALPHABET,
+    tokens: COUNTDOWN_TOKENS,
     train: { draw: (random) => toExample(draw(random)) },
     validation: heldOutExamples(game, heldOut, heldOutCount),
     rewards: countdownRewards({
       weights: { accuracy: 1, format: formatWeight },
       ...(use === undefined ? {} : { use }),
     }),
-    explore: (random) => explore(draw(random), random, options.explore),
+    explore: (random) => explore(explorationPuzzle(random, game, options.explore), random, options.explore),
     ...(demonstrate === undefined
       ? {}
       : { demonstrate: (random: Random) => demonstrate(draw(random), random) }),

@@ -15,6 +15,7 @@
 import type { Random } from "../../../compute/tensor/random.ts";
 import type { Trace } from "../task.ts";
 import type { Puzzle } from "./puzzle.ts";
+import { type Range, splitOf } from "./puzzle.ts";
 
 export const HIT = "✓";
 export const MISS = "✗";
@@ -28,7 +29,7 @@ export function puzzlePrompt({ numbers, target }: Puzzle): string {
 }
 
 export interface ExploreOptions {
-  /** Largest product a try may hold. @default 999 */
+  /** Largest result a try may hold. */
   readonly largest?: number;
   /** Chance to stop after a try that failed, and after one that hit. */
   readonly stopAfterMiss?: number;
@@ -38,6 +39,23 @@ export interface ExploreOptions {
   /** Tries a thought has at most. */
   readonly mostTries?: number;
 }
+
+const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
+  largest: 200,
+  stopAfterMiss: 0.25,
+  stopAfterHit: 0.5,
+  answerLast: 0.6,
+  mostTries: 10,
+};
+
+/** Share of two-number puzzles in what is explored. */
+const SMALL_SHARE = 0.4;
+
+/** Numbers from 10 up are one token each, as in the vocabularies of large models: sums become facts about tokens. */
+export const COUNTDOWN_TOKENS: readonly string[] = Array.from(
+  { length: EXPLORE_DEFAULTS.largest - 9 },
+  (_, i) => `${i + 10}`,
+);
 
 /** One try: the steps as written, the expression they make, and its value. */
 export interface Try {
@@ -53,6 +71,8 @@ interface Term {
   readonly level: 0 | 1 | 2;
 }
 
+type Operator = "+" | "-" | "*" | "/";
+
 interface Step {
   readonly line: string;
   readonly term: Term;
@@ -60,34 +80,49 @@ interface Step {
 
 const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
 
-/** Whole, non-negative results of one operation on two terms, the larger first. */
-export function stepsOf(x: Term, y: Term, largest: number): Step[] {
+/** What joins two terms, the larger first: whole, non-negative results up to `largest`, by operator. */
+function stepsOf(x: Term, y: Term, largest: number): Partial<Record<Operator, Step>> {
   const [a, b] = x.value >= y.value ? [x, y] : [y, x];
-  const step = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
+  const step = (operator: Operator, value: number, level: 1 | 2, left: string, right: string): Step => ({
     line: `${a.value}${operator}${b.value}=${value}`,
     term: { value, text: `${left}${operator}${right}`, level },
   });
-  const steps = [
-    step("+", a.value + b.value, 2, a.text, b.text),
-    step("-", a.value - b.value, 2, a.text, bracket(b, 1)),
-  ];
-  if (a.value * b.value <= largest) steps.push(step("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)));
-  if (b.value > 0 && a.value % b.value === 0) {
-    steps.push(step("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)));
-  }
-  return steps;
+  const [sum, product] = [a.value + b.value, a.value * b.value];
+  return {
+    ...(sum <= largest ? { "+": step("+", sum, 2, a.text, b.text) } : {}),
+    "-": step("-", a.value - b.value, 2, a.text, bracket(b, 1)),
+    ...(product <= largest ? { "*": step("*", product, 1, bracket(a, 1), bracket(b, 1)) } : {}),
+    ...(b.value > 0 && a.value % b.value === 0
+      ? { "/": step("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)) }
+      : {}),
+  };
 }
 
-/** A try at random: two of the terms are joined by a random operation until one is left. */
+/**
+ * A try at random: an operator that some two of the terms allow, then two such terms, until one term is left. The
+ * operator comes first, so that the rarer ones, × and above all ÷, are tried as often as + and −.
+ */
 export function randomTry(numbers: readonly number[], random: Random, largest: number): Try {
   let terms: Term[] = numbers.map((value) => ({ value, text: `${value}`, level: 0 }));
   const lines: string[] = [];
   while (terms.length > 1) {
-    const shuffled = random.shuffle([...terms]);
-    const [x, y] = shuffled as [Term, Term, ...Term[]];
-    const { line, term } = random.pick(stepsOf(x, y, largest));
-    lines.push(line);
-    terms = [...shuffled.slice(2), term];
+    const choices: { readonly [O in Operator]: { readonly step: Step; readonly rest: Term[] }[] } = {
+      "+": [],
+      "-": [],
+      "*": [],
+      "/": [],
+    };
+    for (let i = 0; i < terms.length; i++) {
+      for (let j = i + 1; j < terms.length; j++) {
+        const rest = terms.filter((_, k) => k !== i && k !== j);
+        for (const [operator, step] of Object.entries(stepsOf(terms[i]!, terms[j]!, largest))) {
+          choices[operator as Operator].push({ step, rest });
+        }
+      }
+    }
+    const { step, rest } = random.pick(random.pick(Object.values(choices).filter((list) => list.length > 0)));
+    lines.push(step.line);
+    terms = [...rest, step.term];
   }
   return { steps: lines.join(" "), expression: terms[0]!.text, value: terms[0]!.value };
 }
@@ -101,22 +136,46 @@ export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string
   };
 }
 
-/** An exploration that was not selected for success; see the head of this file. */
+/** Draws in a row that may repeat a try before a thought counts as having run out of tries. */
+const MOST_REPEATS = 20;
+
+/** An exploration that was not selected for success; see the head of this file. No thought makes a try twice. */
 export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace {
-  const {
-    largest = 999,
-    stopAfterMiss = 0.3,
-    stopAfterHit = 0.5,
-    answerLast = 0.6,
-    mostTries = 12,
-  } = options;
-  const tries: Try[] = [];
-  for (;;) {
+  const { largest, stopAfterMiss, stopAfterHit, answerLast, mostTries } = { ...EXPLORE_DEFAULTS, ...options };
+  const tries = new Map<string, Try>();
+  for (let repeats = 0; tries.size < mostTries && repeats < MOST_REPEATS; ) {
     const attempt = randomTry(puzzle.numbers, random, largest);
-    tries.push(attempt);
-    const stop = attempt.value === puzzle.target ? stopAfterHit : stopAfterMiss;
-    if (tries.length >= mostTries || random.uniform() < stop) break;
+    if (tries.has(attempt.steps)) {
+      repeats++;
+      continue;
+    }
+    tries.set(attempt.steps, attempt);
+    if (random.uniform() < (attempt.value === puzzle.target ? stopAfterHit : stopAfterMiss)) break;
   }
-  const answer = random.uniform() < answerLast ? tries.at(-1)! : random.pick(tries);
-  return writeTrace(puzzle, tries, answer.expression);
+  const made = [...tries.values()];
+  const answer = random.uniform() < answerLast ? made.at(-1)! : random.pick(made);
+  return writeTrace(puzzle, made, answer.expression);
+}
+
+/**
+ * A puzzle to explore: its target is what a random try of its numbers makes. With two numbers as well as with the game's
+ * own counts, since it is in the small puzzles that a check sometimes says yes.
+ */
+export function explorationPuzzle(
+  random: Random,
+  game: { readonly counts: readonly number[]; readonly numbers: Range; readonly target: Range },
+  options: ExploreOptions = {},
+): Puzzle {
+  const { largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const { numbers: range, target: goal } = game;
+  for (;;) {
+    const count = random.uniform() < SMALL_SHARE ? 2 : random.pick(game.counts);
+    const numbers = Array.from(
+      { length: count },
+      () => range.min + random.integer(range.max - range.min + 1),
+    );
+    const target = randomTry(numbers, random, largest).value;
+    const puzzle = { numbers, target };
+    if (target >= goal.min && target <= goal.max && splitOf(puzzle) === "train") return puzzle;
+  }
 }
