@@ -11,29 +11,39 @@ import type { TensorSpec } from "../../compute/tensor/shape.ts";
 const SIZE = 768;
 
 /**
- * Floating-point operations per second of a square float32 matrix product with this runtime's threads, best of several.
- * @param budgetMs  how long to measure. @default 300
+ * Seconds of each of several square float32 matrix products with this runtime's threads.
+ * @param size      rows and columns; a product takes 2·size³ operations
+ * @param budgetMs  how long to measure; there is at least one
  */
-export async function measureMatmulPeak(runtime: Runtime, budgetMs = 300): Promise<number> {
-  const spec: TensorSpec = { dtype: "f32", shape: [SIZE, SIZE] };
+export async function timeMatmul(runtime: Runtime, size: number, budgetMs: number): Promise<number[]> {
+  const spec: TensorSpec = { dtype: "f32", shape: [size, size] };
   const graph = trace({ a: spec, b: spec }, ({ a, b }) => ({ product: matmul(a, b) }));
-  const { program } = await compile(runtime, graph, { name: "matmul peak" });
+  const { program } = await compile(runtime, graph, { name: `matmul ${size}` });
   const random = new Random(0);
-  const values = Float32Array.from({ length: SIZE * SIZE }, () => random.uniform());
+  const values = Float32Array.from({ length: size * size }, () => random.uniform());
   const call = program.bind(
     { a: runtime.tensor("f32", spec.shape, values), b: runtime.tensor("f32", spec.shape, values) },
     { product: runtime.tensor("f32", spec.shape) },
   );
   try {
     call.runSync(); // The first run allocates.
-    let best = Number.POSITIVE_INFINITY;
-    for (const began = performance.now(); performance.now() - began < budgetMs; ) {
+    const seconds: number[] = [];
+    const began = performance.now();
+    do {
       const start = performance.now();
       call.runSync();
-      best = Math.min(best, performance.now() - start);
-    }
-    return (2 * SIZE ** 3) / (best / 1000);
+      seconds.push((performance.now() - start) / 1000);
+    } while (performance.now() - began < budgetMs);
+    return seconds;
   } finally {
     program.dispose();
   }
+}
+
+/**
+ * Floating-point operations per second of a square float32 matrix product with this runtime's threads, best of several.
+ * @param budgetMs  how long to measure. @default 300
+ */
+export async function measureMatmulPeak(runtime: Runtime, budgetMs = 300): Promise<number> {
+  return (2 * SIZE ** 3) / Math.min(...(await timeMatmul(runtime, SIZE, budgetMs)));
 }
