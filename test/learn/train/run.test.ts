@@ -1,0 +1,275 @@
+import { spawn } from "node:child_process";
+import { createHash } from "node:crypto";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { ConfigError, FileError, NumericError, TaskError } from "../../../src/base/errors.ts";
+import { Random } from "../../../src/compute/tensor/random.ts";
+import type { RunResult, StepMetrics } from "../../../src/learn/records/records.ts";
+import type { RunConfig } from "../../../src/learn/train/config.ts";
+import { resumeRun, startRun } from "../../../src/learn/train/run.ts";
+import { readCheckpoint, readMetrics, readRun } from "../../../src/learn/train/run-folder.ts";
+import type { RunObserver, RunOutcome } from "../../../src/learn/train/training.ts";
+import { loadModelFolder } from "../../../src/model/checkpoint/folder.ts";
+import { TINY, tinyTask } from "./tiny.ts";
+
+let root: string;
+beforeAll(async () => {
+  root = await mkdtemp(join(tmpdir(), "pondera-train-"));
+});
+afterAll(() => rm(root, { recursive: true, force: true }));
+
+const silent: RunObserver = { start() {}, step() {}, sample() {}, note() {} };
+const peak = 1e11;
+
+function start(name: string, config: RunConfig = TINY, options: object = {}): Promise<RunOutcome> {
+  return startRun({ root, name, task: tinyTask(), preset: "tiny", config, peak, ...options });
+}
+
+const hashOf = (bytes: Uint8Array): string => createHash("sha256").update(bytes).digest("hex");
+
+/** Everything a run leaves that does not depend on a clock. */
+async function remains(name: string) {
+  const folder = join(root, name);
+  const steps = (await readMetrics(folder)).map(({ timing: _, ...rest }) => rest);
+  const {
+    minutes,
+    cpuHours,
+    dollars,
+    stages,
+    name: own,
+    ...result
+  } = JSON.parse(await readFile(join(folder, "result.json"), "utf8")) as RunResult;
+  return {
+    steps,
+    result,
+    stages: stages.map(({ stage, steps }) => ({ stage, steps })),
+    samples: await readFile(join(folder, "samples.jsonl"), "utf8"),
+    weights: hashOf(await readFile(join(folder, "model", "model.safetensors"))),
+  };
+}
+
+describe("a run", () => {
+  let outcome: RunOutcome;
+  let metrics: readonly StepMetrics[];
+  const reports: string[] = [];
+  beforeAll(async () => {
+    outcome = await start("calm", TINY, { report: async (path: string) => reports.push(path) });
+    metrics = await readMetrics(join(root, "calm"));
+  }, 60_000);
+
+  it("takes every stage's steps and records each", () => {
+    expect(metrics.map(({ stage, step }) => `${stage} ${step}`)).toEqual([
+      ...Array.from({ length: 12 }, (_, i) => `pretrain ${i + 1}`),
+      ...Array.from({ length: 5 }, (_, i) => `sft ${i + 1}`),
+      ...Array.from({ length: 16 }, (_, i) => `rl ${i + 1}`),
+    ]);
+    const rl = metrics.filter((m) => m.stage === "rl");
+    expect(rl.every((m) => m.rl !== undefined && m.tokens.rollout > 0)).toBe(true);
+    expect(rl.map((m) => m.validation !== undefined)).toEqual(rl.map((m) => m.step % 3 === 0));
+    expect(rl.map((m) => m.rl!.referenceAge)).toEqual(rl.map((m) => (m.step - 1) % 3));
+    expect(metrics.at(-1)!.tokens.total).toBe(
+      metrics.reduce((sum, m) => sum + m.tokens.rollout + m.tokens.train, 0),
+    );
+    // Rewards differ inside some groups, or the tests below would prove little.
+    expect(rl.some((m) => m.rl!.equalGroups < 1)).toBe(true);
+    expect(rl.some((m) => m.rl!.resampledGroups > 0)).toBe(true);
+  });
+
+  it("starts each reinforcement step at the sampler's own policy", () => {
+    // At the first of the two updates every ratio is 1; the second may move a little.
+    for (const { rl } of metrics)
+      if (rl !== undefined) expect(Math.abs(rl.ratio.mean - 1)).toBeLessThan(0.01);
+  });
+
+  it("leaves a result, a report and a model that loads", async () => {
+    expect(outcome.kind).toBe("finished");
+    const { result, status } = await readRun(join(root, "calm"));
+    expect(status).toBe("finished");
+    expect(result).toMatchObject({
+      task: "countdown",
+      preset: "tiny",
+      base: { count: 4 },
+      sft: { count: 4 },
+    });
+    expect(result!.final.samplesPerPrompt).toBe(2);
+    expect(result!.flops).toBeCloseTo(
+      metrics.reduce((sum, m) => sum + m.flops, 0),
+      0,
+    );
+    expect(result!.firstBacktrack!.correct).toBe(true);
+    expect(reports).toEqual([join(root, "calm")]);
+    const model = await loadModelFolder(join(root, "calm", "model"));
+    expect(model.config.layers).toBe(1);
+    expect(model.tokenizer.decode(model.tokenizer.encode("12 = 3\n"))).toBe("12 = 3\n");
+  });
+
+  it("is the same to the bit with the same seed, and another with another", async () => {
+    await start("again");
+    expect(await remains("again")).toEqual(await remains("calm"));
+    await start("other", { ...TINY, seed: 2 });
+    expect((await remains("other")).weights).not.toBe((await remains("calm")).weights);
+  });
+
+  it("is the same to the bit when several threads share the work", async () => {
+    const config = { ...TINY, threads: 2, sft: { ...TINY.sft, steps: 0 } };
+    await start("two-threads-1", config);
+    await start("two-threads-2", config);
+    expect(await remains("two-threads-1")).toEqual(await remains("two-threads-2"));
+  });
+
+  it("is left as it is when it has finished", async () => {
+    const again = await resumeRun(join(root, "calm"), () => Promise.reject(new Error("not opened")));
+    expect(again).toEqual({ ...outcome });
+  });
+});
+
+describe("a run that is interrupted", () => {
+  it("keeps what it did and goes on as if it had not been, from whatever stage", async () => {
+    let aborter = new AbortController();
+    let left = 0;
+    const observer: RunObserver = { ...silent, step: () => --left === 0 && aborter.abort() };
+    const next = (steps: number) => {
+      left = steps;
+      aborter = new AbortController();
+      return { observer, signal: aborter.signal, peak };
+    };
+    let outcome = await start("interrupted", TINY, next(4));
+    let sessions = 1;
+    for (; outcome.kind === "interrupted"; sessions++) {
+      expect((await readRun(join(root, "interrupted"))).status).toBe("stopped");
+      outcome = await resumeRun(join(root, "interrupted"), async () => tinyTask(), next(7));
+    }
+    expect(sessions).toBe(6);
+    expect(await remains("interrupted")).toEqual(await remains("calm"));
+  });
+
+  it("before its first step, starts anew", async () => {
+    const signal = AbortSignal.abort();
+    const outcome = await start("at-once", { ...TINY, rl: { ...TINY.rl, steps: 1 } }, { signal });
+    expect(outcome.kind).toBe("interrupted");
+    expect(await readMetrics(join(root, "at-once"))).toEqual([]);
+    expect((await resumeRun(join(root, "at-once"), async () => tinyTask(), { peak })).kind).toBe("finished");
+  });
+
+  it("in the middle of a rollout, redoes the step", async () => {
+    const aborter = new AbortController();
+    const task = tinyTask();
+    const { draw } = task.train;
+    let drawn = 0;
+    // The rollout of the second step has begun when its prompts are drawn.
+    const train = {
+      draw: (random: Random) => {
+        if (++drawn > 2 * TINY.rl.prompts + TINY.rl.prompts) aborter.abort();
+        return draw(random);
+      },
+    };
+    const outcome = await start("mid-rollout", TINY, { task: { ...task, train }, signal: aborter.signal });
+    expect(outcome.kind).toBe("interrupted");
+    const path = join(root, "mid-rollout");
+    expect((await resumeRun(path, async () => tinyTask(), { peak })).kind).toBe("finished");
+    expect(await remains("mid-rollout")).toEqual(await remains("calm"));
+  });
+});
+
+describe("a run that goes on with something changed", () => {
+  it("records what was changed and when, and refuses what its tensors depend on", async () => {
+    const aborter = new AbortController();
+    const observer: RunObserver = { ...silent, step: () => aborter.abort() };
+    await start("changed", TINY, { observer, signal: aborter.signal });
+    const path = join(root, "changed");
+    const reopen = async () => tinyTask();
+    await expect(resumeRun(path, reopen, { peak, set: ["model.layers=2"] })).rejects.toThrow(
+      /--set model\.layers: must stay as it is once a run has begun/,
+    );
+    await expect(resumeRun(path, reopen, { peak, set: ["seed=2"] })).rejects.toThrow(ConfigError);
+    const set = ["rl.steps=2", "pretrain.rates.muon=0.001"];
+    expect((await resumeRun(path, reopen, { peak, set })).kind).toBe("finished");
+    const { manifest, metrics } = await readRun(path);
+    expect(manifest.changes).toEqual([{ step: 1, set }]);
+    expect(manifest.config).toMatchObject({ rl: { steps: 2 }, pretrain: { rates: { muon: 0.001 } } });
+    expect(metrics.filter(({ stage }) => stage === "rl")).toHaveLength(2);
+  });
+});
+
+describe("a run that cannot go well", () => {
+  it("with numbers that are not finite stops, keeps the last good state and says what to type", async () => {
+    const rates = { adamW: 1e30, muon: 1e30 };
+    const config = { ...TINY, pretrain: { ...TINY.pretrain, rates } };
+    const failed = await start("diverged", config).catch((error: unknown) => error);
+    expect(failed).toBeInstanceOf(NumericError);
+    expect((failed as NumericError).message).toMatch(
+      /pondera train --resume diverged --set pretrain\.rates\.muon=5e\+29\./,
+    );
+    const path = join(root, "diverged");
+    const steps = (await readMetrics(path)).length;
+    expect(steps).toBeGreaterThan(0);
+    const { tensors } = await readCheckpoint(path, steps);
+    expect(Object.values(tensors).every(({ data }) => !data.some(Number.isNaN))).toBe(true);
+  });
+
+  it("says what the task lacks for a stage before anything is written", async () => {
+    const { demonstrate: _, ...task } = tinyTask();
+    await expect(start("lacking", TINY, { task })).rejects.toThrow(
+      /task countdown: needs demonstrate\(random\) for the stage sft.*--set sft\.steps=0/,
+    );
+    await expect(start("lacking", TINY, { task })).rejects.toThrow(TaskError);
+    expect(existsSync(join(root, "lacking"))).toBe(false);
+  });
+
+  it("in a folder that is a file says so", async () => {
+    await writeFile(join(root, "file"), "");
+    await expect(start("in-file", TINY, { root: join(root, "file") })).rejects.toThrow(FileError);
+  });
+
+  it.skipIf(process.getuid?.() === 0)("in a folder that may not be written to says so", async () => {
+    const locked = join(root, "locked");
+    await mkdir(locked);
+    await chmod(locked, 0o500);
+    await expect(start("x", TINY, { root: locked })).rejects.toThrow(
+      /Give this user the right to the folder/,
+    );
+  });
+});
+
+const child = fileURLToPath(new URL("./children/train-tiny.ts", import.meta.url));
+
+/**
+ * Lets a run live in a process of its own until it has done `steps` steps and then `delayMs` more, and kills it.
+ * @returns whether it finished before
+ */
+async function live(name: string, steps: number, delayMs: number): Promise<boolean> {
+  const life = spawn(process.execPath, ["--import", "jiti/register", child, root, name], {
+    stdio: ["ignore", "pipe", "inherit"],
+  });
+  const kill = () => setTimeout(() => life.kill("SIGKILL"), delayMs);
+  let left = steps;
+  if (left === 0) kill();
+  createInterface({ input: life.stdout }).on("line", () => --left === 0 && kill());
+  const [code, signal] = (await once(life, "exit")) as [number | null, string | null];
+  if (signal === null) expect(code).toBe(0);
+  return signal === null;
+}
+
+describe("a run whose process is killed", () => {
+  it("again and again at random moments, ends as the run that never was", { timeout: 300_000 }, async () => {
+    const random = new Random(11);
+    let kills = 0;
+    let finished = false;
+    while (!finished) {
+      // Every fifth dies while it starts; the others anywhere in or between steps, evaluations and checkpoints.
+      const early = kills % 5 === 4;
+      const steps = kills >= 25 ? Number.POSITIVE_INFINITY : early ? 0 : 1 + random.integer(4);
+      finished = await live("killed", steps, random.uniform() * (early ? 700 : 12));
+      if (!finished) kills++;
+    }
+    expect(kills).toBeGreaterThanOrEqual(20);
+    expect(await remains("killed")).toEqual(await remains("calm"));
+    expect(existsSync(join(root, "killed", "run.lock"))).toBe(false);
+  });
+});
