@@ -9,6 +9,7 @@ import { readFileSync } from "node:fs";
 import { inspect } from "node:util";
 import { Command, CommanderError } from "commander";
 import { ConfigError, PonderaError } from "../../base/errors.ts";
+import { register as registerBench } from "./commands/bench.ts";
 import { register as registerChat } from "./commands/chat.ts";
 import { register as registerEval } from "./commands/eval.ts";
 import { register as registerExport } from "./commands/export.ts";
@@ -48,13 +49,16 @@ export function createProgram(io: Context): Command {
     })
     .showHelpAfterError("(add --help to see what there is)");
   withExamples(program, [
+    ["pondera train countdown", "teach a small model to reason, in about ten minutes"],
+    ["pondera chat", "talk to the newest model"],
+    ["pondera eval --samples 8", "how often it is right, and how sure that is"],
     ["pondera runs list", "what has been trained here"],
-    ["pondera grade countdown completions.jsonl", "grade what some model wrote"],
   ]);
   for (const register of [
     registerTrain,
     registerEval,
     registerChat,
+    registerBench,
     registerExport,
     registerGenerate,
     registerGrade,
