@@ -99,10 +99,10 @@ const gameNames = Object.keys(COUNTDOWN_GAMES) as [CountdownGame, ...CountdownGa
 /** How exploration of the game is written; absent fields take the defaults of `explore`. */
 const Explore = z.strictObject({
   largest: count.optional(),
+  skip: share.optional(),
   stopAfterMiss: share.optional(),
   stopAfterHit: share.optional(),
   answerLast: share.optional(),
-  mostTries: count.optional(),
 });
 
 const Model = z.strictObject({

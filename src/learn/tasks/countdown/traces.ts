@@ -1,15 +1,17 @@
 /**
- * What a model may have read about Countdown before it is taught: thoughts written as tries, one a line, each worked out
- * step by step and checked against the target.
+ * What a model may have read about Countdown before it is taught: thoughts that go through the game as a tree, each value
+ * worked out step by step and checked against the target. A line takes some steps and then tries every way to finish
+ * from there; the next line has gone back.
  *
  * ```
- * <think>83-18=65 75-65=10✓
- * </think><answer>75-(83-18)</answer>
+ * <think>27+15=42: 42+12=54✗ 42-12=30✗
+ * 15-12=3: 27+3=30✗ 27*3=81✓
+ * </think><answer>27*(15-12)</answer>
  * ```
  *
- * `explore` is unselected: tries are drawn without looking at the target, a thought stops at a random point whatever
- * its checks said, and the answer is any of its tries. Read often enough it teaches the notation, the sums and the
- * checks; it teaches neither to go on until a check says yes nor to answer what was checked. `demonstrate` does both.
+ * `explore` is unselected: it walks the tree without looking at the target, leaves things out at random, stops at a random
+ * point whatever its checks said, and answers any of its tries. Read often enough it teaches the notation, the sums and
+ * the checks; it teaches neither to go on until a check says yes nor to answer what was checked.
  */
 
 import type { Random } from "../../../compute/tensor/random.ts";
@@ -21,7 +23,7 @@ export const HIT = "✓";
 export const MISS = "✗";
 
 /** Every character of prompts, thoughts and answers. */
-export const COUNTDOWN_ALPHABET = `0123456789+-*/()= \n${HIT}${MISS}`;
+export const COUNTDOWN_ALPHABET = `0123456789+-*/()=: \n${HIT}${MISS}`;
 
 /** `83 18 75 = 10`. */
 export function puzzlePrompt({ numbers, target }: Puzzle): string {
@@ -29,23 +31,23 @@ export function puzzlePrompt({ numbers, target }: Puzzle): string {
 }
 
 export interface ExploreOptions {
-  /** Largest result a try may hold. */
+  /** Largest result a step may have. */
   readonly largest?: number;
+  /** Chance that a step is left out. */
+  readonly skip?: number;
   /** Chance to stop after a try that failed, and after one that hit. */
   readonly stopAfterMiss?: number;
   readonly stopAfterHit?: number;
   /** Chance that the answer is the last try rather than any try of the thought. */
   readonly answerLast?: number;
-  /** Tries a thought has at most. */
-  readonly mostTries?: number;
 }
 
 const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   largest: 200,
-  stopAfterMiss: 0.25,
+  skip: 0.25,
+  stopAfterMiss: 0.15,
   stopAfterHit: 0.5,
   answerLast: 0.6,
-  mostTries: 10,
 };
 
 /** Share of two-number puzzles in what is explored. */
@@ -57,9 +59,10 @@ export const COUNTDOWN_TOKENS: readonly string[] = Array.from(
   (_, i) => `${i + 10}`,
 );
 
-/** One try: the steps as written, the expression they make, and its value. */
+/** One way to use all numbers: the steps that lead to it, the last step, the expression they make, and its value. */
 export interface Try {
-  readonly steps: string;
+  readonly path: readonly string[];
+  readonly last: string;
   readonly expression: string;
   readonly value: number;
 }
@@ -71,8 +74,6 @@ interface Term {
   readonly level: 0 | 1 | 2;
 }
 
-type Operator = "+" | "-" | "*" | "/";
-
 interface Step {
   readonly line: string;
   readonly term: Term;
@@ -80,81 +81,78 @@ interface Step {
 
 const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
 
-/** What joins two terms, the larger first: whole, non-negative results up to `largest`, by operator. */
-function stepsOf(x: Term, y: Term, largest: number): Partial<Record<Operator, Step>> {
+/** What joins two terms, the larger first: whole, non-negative results up to `largest`. */
+function stepsOf(x: Term, y: Term, largest: number): Step[] {
   const [a, b] = x.value >= y.value ? [x, y] : [y, x];
-  const step = (operator: Operator, value: number, level: 1 | 2, left: string, right: string): Step => ({
+  const step = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
     line: `${a.value}${operator}${b.value}=${value}`,
     term: { value, text: `${left}${operator}${right}`, level },
   });
-  const [sum, product] = [a.value + b.value, a.value * b.value];
-  return {
-    ...(sum <= largest ? { "+": step("+", sum, 2, a.text, b.text) } : {}),
-    "-": step("-", a.value - b.value, 2, a.text, bracket(b, 1)),
-    ...(product <= largest ? { "*": step("*", product, 1, bracket(a, 1), bracket(b, 1)) } : {}),
-    ...(b.value > 0 && a.value % b.value === 0
-      ? { "/": step("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)) }
-      : {}),
-  };
+  const steps = [
+    step("+", a.value + b.value, 2, a.text, b.text),
+    step("-", a.value - b.value, 2, a.text, bracket(b, 1)),
+    step("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
+  ].filter(({ term }) => term.value <= largest);
+  if (b.value > 0 && a.value % b.value === 0) {
+    steps.push(step("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)));
+  }
+  return steps;
 }
 
 /**
- * A try at random: an operator that some two of the terms allow, then two such terms, until one term is left. The
- * operator comes first, so that the rarer ones, × and above all ÷, are tried as often as + and −.
+ * All tries of some numbers, depth first: pairs in random order, operators in the order + − × ÷.
+ * @param keep  decides of each step whether it is taken
  */
-export function randomTry(numbers: readonly number[], random: Random, largest: number): Try {
-  let terms: Term[] = numbers.map((value) => ({ value, text: `${value}`, level: 0 }));
-  const lines: string[] = [];
-  while (terms.length > 1) {
-    const choices: { readonly [O in Operator]: { readonly step: Step; readonly rest: Term[] }[] } = {
-      "+": [],
-      "-": [],
-      "*": [],
-      "/": [],
-    };
-    for (let i = 0; i < terms.length; i++) {
-      for (let j = i + 1; j < terms.length; j++) {
-        const rest = terms.filter((_, k) => k !== i && k !== j);
-        for (const [operator, step] of Object.entries(stepsOf(terms[i]!, terms[j]!, largest))) {
-          choices[operator as Operator].push({ step, rest });
-        }
-      }
+function* walk(
+  terms: readonly Term[],
+  random: Random,
+  largest: number,
+  keep: () => boolean,
+  path: readonly string[] = [],
+): Generator<Try> {
+  const pairs = terms.flatMap((_, i) => terms.slice(i + 1).map((_, k) => [i, i + 1 + k] as const));
+  for (const [i, j] of random.shuffle(pairs)) {
+    const rest = terms.filter((_, k) => k !== i && k !== j);
+    for (const { line, term } of stepsOf(terms[i]!, terms[j]!, largest)) {
+      if (!keep()) continue;
+      if (rest.length > 0) yield* walk([...rest, term], random, largest, keep, [...path, line]);
+      else yield { path, last: line, expression: term.text, value: term.value };
     }
-    const { step, rest } = random.pick(random.pick(Object.values(choices).filter((list) => list.length > 0)));
-    lines.push(step.line);
-    terms = [...rest, step.term];
   }
-  return { steps: lines.join(" "), expression: terms[0]!.text, value: terms[0]!.value };
 }
 
-/** The thought and the answer as a model writes them. */
+const termsOf = (numbers: readonly number[]): Term[] =>
+  numbers.map((value) => ({ value, text: `${value}`, level: 0 }));
+
+/** The thought and the answer as a model writes them: tries with the same path share a line. */
 export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string): Trace {
-  const lines = tries.map(({ steps, value }) => `${steps}${value === puzzle.target ? HIT : MISS}\n`);
+  let thought = "";
+  let line: string | undefined;
+  for (const { path, last, value } of tries) {
+    const start = path.length === 0 ? "" : `${path.join(" ")}: `;
+    if (line !== start) thought += line === undefined ? start : `\n${start}`;
+    else thought += " ";
+    line = start;
+    thought += `${last}${value === puzzle.target ? HIT : MISS}`;
+  }
   return {
     prompt: puzzlePrompt(puzzle),
-    completion: `<think>${lines.join("")}</think><answer>${answer}</answer>`,
+    completion: `<think>${thought}\n</think><answer>${answer}</answer>`,
   };
 }
 
-/** Draws in a row that may repeat a try before a thought counts as having run out of tries. */
-const MOST_REPEATS = 20;
-
-/** An exploration that was not selected for success; see the head of this file. No thought makes a try twice. */
+/** An exploration that was not selected for success; see the head of this file. */
 export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace {
-  const { largest, stopAfterMiss, stopAfterHit, answerLast, mostTries } = { ...EXPLORE_DEFAULTS, ...options };
-  const tries = new Map<string, Try>();
-  for (let repeats = 0; tries.size < mostTries && repeats < MOST_REPEATS; ) {
-    const attempt = randomTry(puzzle.numbers, random, largest);
-    if (tries.has(attempt.steps)) {
-      repeats++;
-      continue;
+  const { largest, skip, stopAfterMiss, stopAfterHit, answerLast } = { ...EXPLORE_DEFAULTS, ...options };
+  const tries: Try[] = [];
+  while (tries.length === 0) {
+    for (const attempt of walk(termsOf(puzzle.numbers), random, largest, () => random.uniform() >= skip)) {
+      tries.push(attempt);
+      if (random.uniform() < (attempt.value === puzzle.target ? stopAfterHit : stopAfterMiss)) break;
     }
-    tries.set(attempt.steps, attempt);
-    if (random.uniform() < (attempt.value === puzzle.target ? stopAfterHit : stopAfterMiss)) break;
   }
-  const made = [...tries.values()];
-  const answer = random.uniform() < answerLast ? made.at(-1)! : random.pick(made);
-  return writeTrace(puzzle, made, answer.expression);
+  const answer = random.uniform() < answerLast ? tries.at(-1)! : random.pick(tries);
+  return writeTrace(puzzle, tries, answer.expression);
 }
 
 /**
@@ -174,8 +172,8 @@ export function explorationPuzzle(
       { length: count },
       () => range.min + random.integer(range.max - range.min + 1),
     );
-    const target = randomTry(numbers, random, largest).value;
-    const puzzle = { numbers, target };
-    if (target >= goal.min && target <= goal.max && splitOf(puzzle) === "train") return puzzle;
+    const values = [...walk(termsOf(numbers), random, largest, () => true)].map(({ value }) => value);
+    const puzzle = { numbers, target: random.pick(values) };
+    if (puzzle.target >= goal.min && puzzle.target <= goal.max && splitOf(puzzle) === "train") return puzzle;
   }
 }
