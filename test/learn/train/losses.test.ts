@@ -146,9 +146,9 @@ async function evaluate(
   const logits = new Float32Array(B * T * 2);
   for (let i = 0; i < B * T; i++) {
     const logp = batch.extra["policyLogp"]!.data[i]!;
-    // Where nothing is predicted, numbers that must not matter: a ratio of e^60 if it were not masked.
+    // Where nothing is predicted, numbers that must not matter: an infinite ratio if it were not masked.
     const [chosen, rest] = logp === 0 ? [30, -30] : [logp, Math.log1p(-Math.exp(logp))];
-    if (logp === 0) batch.extra["sampledLogp"]!.data[i] = -60;
+    if (logp === 0) batch.extra["sampledLogp"]!.data[i] = -200;
     const target = batch.targets.data[i]!;
     logits[2 * i + target] = chosen;
     logits[2 * i + 1 - target] = rest;
@@ -374,7 +374,8 @@ describe("by hand", () => {
       const outcome = await run(name, [token(ratio, advantage)]);
       expect(outcome.loss).toBeCloseTo(loss, 5);
       expect(outcome.gradients[0]![0]).toBeCloseTo(gradient, 5);
-      expect(outcome.sums["clipHigh"]).toBe(Number(ratio > 1.28 && advantage > 0));
+      expect(outcome.maxima["ratio"]).toBeCloseTo(ratio, 5);
+    expect(outcome.sums["clipHigh"]).toBe(Number(ratio > 1.28 && advantage > 0));
       expect(outcome.sums["clipLow"]).toBe(Number(name !== "cispo" && ratio < 0.8 && advantage < 0));
     },
   );
