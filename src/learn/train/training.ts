@@ -335,7 +335,7 @@ export class Training<Row> {
           ...(this.#checkpointSeconds === 0 ? {} : { checkpoint: this.#checkpointSeconds }),
         },
         ...(rollout === undefined ? {} : { rolloutTokensPerSecond: tokens.rollout / rollout }),
-        trainTokensPerSecond: tokens.train / train,
+        trainTokensPerSecond: train > 0 ? tokens.train / train : 0,
         utilization: outcome.flops / seconds / this.#peak,
         rssBytes: process.memoryUsage.rss(),
       },

@@ -1,0 +1,205 @@
+import { describe, expect, it } from "vitest";
+import { ConfigError } from "../../../src/base/errors.ts";
+import {
+  changedConfig,
+  modelConfig,
+  parseRunConfig,
+  type RunConfig,
+  setOption,
+  sizesOf,
+  withDepth,
+} from "../../../src/learn/train/config.ts";
+import { PRESETS, presetNamed } from "../../../src/learn/train/presets.ts";
+import { checkLlamaConfig, parameterCount } from "../../../src/model/arch/llama.ts";
+
+const quick = PRESETS.quick.config;
+
+describe("the depth dial", () => {
+  it.each([
+    [1, { width: 64, heads: 2, kvHeads: 1, hidden: 176 }],
+    [2, { width: 64, heads: 2, kvHeads: 1, hidden: 176 }],
+    [4, { width: 128, heads: 4, kvHeads: 2, hidden: 344 }],
+    [6, { width: 192, heads: 6, kvHeads: 3, hidden: 512 }],
+    [8, { width: 256, heads: 8, kvHeads: 4, hidden: 688 }],
+  ])("gives depth %i its sizes", (depth, sizes) => {
+    expect(sizesOf(depth)).toEqual({ layers: depth, headWidth: 32, ...sizes });
+    checkLlamaConfig(modelConfig(sizesOf(depth), { vocabSize: 30, maxPositions: 100 }));
+  });
+
+  it("gives about 0.7 million weights at depth 4", () => {
+    const count = parameterCount(modelConfig(sizesOf(4), { vocabSize: 28, maxPositions: 100 }));
+    // By hand: 4·(128·128·2 + 2·128·64 + 3·128·344 + 2·128) + 2·28·128 + 128.
+    expect(count).toBe(4 * (32768 + 16384 + 132096 + 256) + 7168 + 128);
+  });
+
+  it("carries AdamW's rates and the batch along, and leaves Muon's rates", () => {
+    const deep = withDepth(quick, 16);
+    const [wide, narrow] = [deep.model.width, quick.model.width];
+    expect(deep.pretrain.rates.adamW).toBeCloseTo(quick.pretrain.rates.adamW * Math.sqrt(narrow / wide), 12);
+    expect(deep.rl.rates.adamW).toBeCloseTo(quick.rl.rates.adamW * Math.sqrt(narrow / wide), 12);
+    expect(deep.pretrain.rates.muon).toBe(quick.pretrain.rates.muon);
+    expect(deep.pretrain.rows).toBe(Math.round((quick.pretrain.rows * 16) / quick.model.layers));
+    expect(withDepth(quick, quick.model.layers)).toEqual(quick);
+  });
+
+  it("says what a depth must be", () => {
+    expect(() => sizesOf(0)).toThrow(/--depth: must be a whole number from 1; got 0/);
+  });
+});
+
+describe("a configuration read back", () => {
+  it("is the same after a way through JSON, for every preset", () => {
+    for (const { config } of Object.values(PRESETS)) {
+      expect(parseRunConfig(JSON.parse(JSON.stringify(config)))).toEqual(config);
+    }
+  });
+
+  const broken = (change: (config: Record<string, Record<string, unknown>>) => void): (() => RunConfig) => {
+    const config = JSON.parse(JSON.stringify(quick));
+    change(config);
+    return () => parseRunConfig(config);
+  };
+
+  it("names an unknown field's place and the nearest that exists", () => {
+    expect(
+      broken((c) => {
+        c["rl"]!["tempreture"] = 1;
+      }),
+    ).toThrow(/config\.rl: must be one of .*; got "tempreture"\. Did you mean "temperature"\?/);
+    expect(
+      broken((c) => {
+        c["eval"] = {};
+      }),
+    ).toThrow(/config: .*got "eval"/);
+  });
+
+  it.each<[string, (c: Record<string, Record<string, unknown>>) => void, RegExp]>([
+    [
+      "a lone sample",
+      (c) => {
+        c["rl"]!["samples"] = 1;
+      },
+      /config\.rl\.samples: must be at least 2: a lone sample has no baseline; got 1/,
+    ],
+    [
+      "an unknown loss",
+      (c) => {
+        c["rl"]!["loss"] = "ppo";
+      },
+      /config\.rl\.loss: .*grpo.*; got "ppo"/,
+    ],
+    [
+      "a head the kernel does not take",
+      (c) => {
+        c["model"]!["headWidth"] = 24;
+      },
+      /headWidth: must be a multiple of 16/,
+    ],
+    [
+      "heads that do not share evenly",
+      (c) => {
+        c["model"]!["kvHeads"] = 3;
+      },
+      /kvHeads: must divide heads/,
+    ],
+    [
+      "a width that heads do not divide",
+      (c) => {
+        c["model"]!["width"] = 130;
+      },
+      /config\.model\.width: must be a multiple of heads/,
+    ],
+    [
+      "more updates than samples",
+      (c) => {
+        c["rl"]!["updatesPerRollout"] = 100_000;
+      },
+      /updatesPerRollout: must be at most the \d+ samples of a step/,
+    ],
+    [
+      "a punishment longer than the limit",
+      (c) => {
+        Object.assign(c["rl"]!, { overlong: "penalty", overlongSlope: 10_000 });
+      },
+      /overlongSlope: must be at most maxNewTokens/,
+    ],
+    [
+      "a missing section",
+      (c) => {
+        delete c["validation"];
+      },
+      /config\.validation: .*; got nothing/,
+    ],
+  ])("refuses %s", (_, change, message) => {
+    expect(broken(change)).toThrow(ConfigError);
+    expect(broken(change)).toThrow(message);
+  });
+});
+
+describe("--set", () => {
+  it("sets numbers, names and fields that were absent", () => {
+    let config = setOption(quick, "rl.clipHigh=0.5");
+    config = setOption(config, "rl.loss = gspo");
+    config = setOption(config, "rl.ratioCap=4");
+    config = setOption(config, "rl.schedule.warmup=7");
+    expect(parseRunConfig(config).rl).toEqual({
+      ...quick.rl,
+      clipHigh: 0.5,
+      loss: "gspo",
+      ratioCap: 4,
+      schedule: { ...quick.rl.schedule, warmup: 7 },
+    });
+    expect(quick.rl.loss).not.toBe("gspo");
+  });
+
+  it.each([
+    ["rl.temprature=1", /--set rl: .*Did you mean "temperature"\?/],
+    [
+      "temperature=1",
+      /--set temperature: must be a field's whole name.*Did you mean "(rl|evaluation)\.temperature"\?/,
+    ],
+    ["rl=3", /--set rl: must name one field, not a section.*It has steps, prompts/],
+    ["rl.samples", /--set: takes field=value; got "rl\.samples"/],
+    ["=3", /--set: takes field=value/],
+    ["rl.samples.more=3", /--set rl samples: /],
+    ["__proto__.x=1", /--set: must be one of/],
+  ])("refuses %s", (assignment, message) => {
+    expect(() => setOption(quick, assignment)).toThrow(message);
+  });
+
+  it("leaves values to be checked with the whole", () => {
+    expect(() => parseRunConfig(setOption(quick, "rl.temperature=hot"))).toThrow(
+      /config\.rl\.temperature: must be a number; got "hot"/,
+    );
+  });
+});
+
+describe("a configuration changed while its run rests", () => {
+  it("may get other rates and more steps of reinforcement learning", () => {
+    const changed = changedConfig(quick, ["rl.rates.muon=0.001", "rl.steps=9"]);
+    expect(changed.rl).toEqual({ ...quick.rl, steps: 9, rates: { ...quick.rl.rates, muon: 0.001 } });
+  });
+
+  it.each([
+    "seed=2",
+    "model.layers=5",
+    "pretrain.steps=3",
+    "rl.optimizer.matrices=adamw",
+    "countdown.game=long",
+  ])("may not get %s", (assignment) => {
+    expect(() => changedConfig(quick, [assignment])).toThrow(/must stay as it is once a run has begun/);
+  });
+});
+
+describe("presets", () => {
+  it("are found by name, with a hint for the nearest", () => {
+    expect(presetNamed("r1")).toBe(PRESETS.r1);
+    expect(() => presetNamed("quik")).toThrow(/Did you mean "quick"\?/);
+  });
+
+  it("differ in what they are for", () => {
+    expect(PRESETS.quick.config.sft.steps).toBe(0);
+    expect(PRESETS.r1.config.sft.steps).toBeGreaterThan(0);
+    expect(PRESETS.long.config.countdown.game).toBe("long");
+  });
+});
