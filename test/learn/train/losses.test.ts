@@ -375,7 +375,7 @@ describe("by hand", () => {
       expect(outcome.loss).toBeCloseTo(loss, 5);
       expect(outcome.gradients[0]![0]).toBeCloseTo(gradient, 5);
       expect(outcome.maxima["ratio"]).toBeCloseTo(ratio, 5);
-    expect(outcome.sums["clipHigh"]).toBe(Number(ratio > 1.28 && advantage > 0));
+      expect(outcome.sums["clipHigh"]).toBe(Number(ratio > 1.28 && advantage > 0));
       expect(outcome.sums["clipLow"]).toBe(Number(name !== "cispo" && ratio < 0.8 && advantage < 0));
     },
   );
