@@ -7,6 +7,7 @@ import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { checkLlamaConfig, type LlamaConfig } from "../../model/arch/llama.ts";
 import { COUNTDOWN_GAMES, type CountdownGame } from "../tasks/countdown/task.ts";
+import { EXPLORE_DEFAULTS, type ExploreOptions } from "../tasks/countdown/traces.ts";
 import { POLICY_LOSSES } from "./losses.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
@@ -97,13 +98,12 @@ const PolicyStage = z.strictObject({
 const gameNames = Object.keys(COUNTDOWN_GAMES) as [CountdownGame, ...CountdownGame[]];
 
 /** How exploration of the game is written; absent fields take the defaults of `explore`. */
-const Explore = z.strictObject({
-  largest: count.optional(),
-  skip: share.optional(),
-  stopAfterMiss: share.optional(),
-  stopAfterHit: share.optional(),
-  answerLast: share.optional(),
-});
+const Explore = z.strictObject(
+  Object.fromEntries(Object.keys(EXPLORE_DEFAULTS).map((name) => [name, nonNegative.optional()])) as Record<
+    keyof ExploreOptions,
+    z.ZodOptional<typeof nonNegative>
+  >,
+);
 
 const Model = z.strictObject({
   layers: count,

@@ -42,7 +42,7 @@ export interface ExploreOptions {
   readonly answerLast?: number;
 }
 
-const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
+export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   largest: 200,
   skip: 0.25,
   stopAfterMiss: 0.15,
