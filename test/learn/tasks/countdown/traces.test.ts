@@ -1,0 +1,146 @@
+import { describe, expect, it } from "vitest";
+import { Random } from "../../../../src/compute/tensor/random.ts";
+import { evaluateExpression } from "../../../../src/learn/tasks/countdown/expression.ts";
+import { puzzleSource, splitOf } from "../../../../src/learn/tasks/countdown/puzzle.ts";
+import { format as show } from "../../../../src/learn/tasks/countdown/rational.ts";
+import { COUNTDOWN_GAMES } from "../../../../src/learn/tasks/countdown/task.ts";
+import {
+  COUNTDOWN_ALPHABET,
+  COUNTDOWN_TOKENS,
+  explorationPuzzle,
+  explore,
+  HIT,
+  MISS,
+  puzzlePrompt,
+  writeTrace,
+} from "../../../../src/learn/tasks/countdown/traces.ts";
+import { verifyCountdown } from "../../../../src/learn/tasks/countdown/verify.ts";
+import { characterTokenizer } from "../../../../src/model/text/tokenizer.ts";
+
+const game = COUNTDOWN_GAMES.quick;
+
+/** Some explorations, each with its puzzle. */
+function explorations(count: number, options = {}) {
+  return Array.from({ length: count }, (_, i) => {
+    const random = new Random(5, i);
+    const puzzle = explorationPuzzle(random, game);
+    return { puzzle, ...explore(puzzle, random, options) };
+  });
+}
+
+function evaluate(text: string): { value: string; numbers: readonly number[] } {
+  const read = evaluateExpression(text);
+  if (!read.ok) throw new Error(`${text}: ${read.reason}`);
+  return { value: show(read.value), numbers: read.numbers };
+}
+
+const thoughtOf = (completion: string): string => /<think>(.*)<\/think>/s.exec(completion)![1]!;
+
+describe("exploration", () => {
+  it("writes steps that are right and checks that are true", () => {
+    let hits = 0;
+    for (const { puzzle, completion } of explorations(300)) {
+      for (const line of thoughtOf(completion).trimEnd().split("\n")) {
+        for (const [, left, value, verdict] of line.matchAll(/(\d+[-+*/]\d+)=(\d+)([✓✗]?)/g)) {
+          expect(evaluate(left!).value).toBe(value);
+          if (verdict === "") continue;
+          expect(verdict).toBe(Number(value) === puzzle.target ? HIT : MISS);
+          if (verdict === HIT) hits++;
+        }
+      }
+    }
+    expect(hits).toBeGreaterThan(50);
+  });
+
+  it("answers with an expression that uses every number once and makes a value that was tried", () => {
+    for (const { puzzle, completion } of explorations(300)) {
+      const answer = /<answer>(.*)<\/answer>$/.exec(completion)![1]!;
+      const read = evaluate(answer);
+      expect(read.numbers.toSorted()).toEqual(puzzle.numbers.toSorted());
+      expect(thoughtOf(completion)).toMatch(new RegExp(`=${read.value}[${HIT}${MISS}]`));
+    }
+  });
+
+  it("does not make the same try twice", () => {
+    const all = explorations(200, { stopAfterMiss: 0, stopAfterHit: 0 });
+    // Two equal numbers make equal tries.
+    for (const { completion } of all.filter(
+      ({ puzzle }) => new Set(puzzle.numbers).size === puzzle.numbers.length,
+    )) {
+      const tries = thoughtOf(completion)
+        .trimEnd()
+        .split("\n")
+        .flatMap((line) => {
+          const [path, entries] = line.includes(": ") ? line.split(": ") : ["", line];
+          return entries!.split(" ").map((entry) => `${path}: ${entry}`);
+        });
+      expect(new Set(tries).size).toBe(tries.length);
+    }
+  });
+
+  it("mostly fails on the game, whatever its checks say, yet sometimes succeeds", () => {
+    const draw = puzzleSource(game);
+    const right = Array.from({ length: 500 }, (_, i) => {
+      const random = new Random(6, i);
+      const puzzle = draw(random);
+      return verifyCountdown(puzzle, explore(puzzle, random).completion).accuracy;
+    }).filter((accuracy) => accuracy === 1);
+    expect(right.length / 500).toBeGreaterThan(0.04);
+    expect(right.length / 500).toBeLessThan(0.2);
+  });
+
+  it("finds what it looks for once it persists", () => {
+    const persistent = { skip: 0, stopAfterMiss: 0, stopAfterHit: 1, answerLast: 1 };
+    for (const { puzzle, completion } of explorations(200, persistent)) {
+      expect(verifyCountdown(puzzle, completion)).toMatchObject({ accuracy: 1, format: 1 });
+    }
+  });
+
+  it("never shows a held-out or published puzzle", () => {
+    for (const { puzzle } of explorations(500)) expect(splitOf(puzzle)).toBe("train");
+  });
+
+  it("depends on its random stream alone", () => {
+    expect(explorations(20)).toEqual(explorations(20));
+  });
+
+  it("is written in the task's characters, numbers as single tokens", () => {
+    const tokenizer = characterTokenizer({
+      alphabet: COUNTDOWN_ALPHABET,
+      special: ["<think>", "</think>", "<answer>", "</answer>", ...COUNTDOWN_TOKENS],
+    });
+    for (const { prompt, completion } of explorations(50)) {
+      expect(tokenizer.decode(tokenizer.encode(prompt + completion))).toBe(prompt + completion);
+    }
+    expect(tokenizer.encode("27*3=81")).toHaveLength(5);
+  });
+});
+
+describe("a trace", () => {
+  const puzzle = { numbers: [15, 27, 12], target: 81 };
+
+  it("puts tries with the same path on one line", () => {
+    const path = ["15-12=3"];
+    const tries = [
+      { path: ["27+15=42"], last: "42-12=30", expression: "27+15-12", value: 30 },
+      { path, last: "27+3=30", expression: "27+(15-12)", value: 30 },
+      { path, last: "27*3=81", expression: "27*(15-12)", value: 81 },
+    ];
+    expect(writeTrace(puzzle, tries, "27*(15-12)")).toEqual({
+      prompt: "15 27 12 = 81\n",
+      completion:
+        "<think>27+15=42: 42-12=30✗\n15-12=3: 27+3=30✗ 27*3=81✓\n</think><answer>27*(15-12)</answer>",
+    });
+  });
+
+  it("has no path where two numbers are all there is", () => {
+    const tries = [
+      { path: [], last: "7+5=12", expression: "7+5", value: 12 },
+      { path: [], last: "7-5=2", expression: "7-5", value: 2 },
+    ];
+    expect(writeTrace({ numbers: [5, 7], target: 2 }, tries, "7-5").completion).toBe(
+      "<think>7+5=12✗ 7-5=2✓\n</think><answer>7-5</answer>",
+    );
+    expect(puzzlePrompt(puzzle)).toBe("15 27 12 = 81\n");
+  });
+});
