@@ -213,6 +213,18 @@ describe("a run that cannot go well", () => {
     expect(Object.values(tensors).every(({ data }) => !data.some(Number.isNaN))).toBe(true);
   });
 
+  it("undoes the updates a failed step has taken", async () => {
+    // The first update of a step is fine; at these rates the second starts from weights that overflow.
+    const config = { ...TINY, rl: { ...TINY.rl, rates: { adamW: 1e30, muon: 0 } } };
+    await expect(start("half-way", config)).rejects.toThrow(NumericError);
+    const path = join(root, "half-way");
+    const before = TINY.pretrain.steps + TINY.sft.steps;
+    expect(await readMetrics(path)).toHaveLength(before);
+    const set = ["rl.rates.adamW=0.0003"];
+    expect((await resumeRun(path, async () => tinyTask(), { peak, set })).kind).toBe("finished");
+    expect(await remains("half-way")).toEqual(await remains("calm"));
+  });
+
   it("says what the task lacks for a stage before anything is written", async () => {
     const { demonstrate: _, ...task } = tinyTask();
     await expect(start("lacking", TINY, { task })).rejects.toThrow(
