@@ -6,21 +6,13 @@ import { Runtime } from "../../../compute/runtime/runtime.ts";
 import { timeMatmul } from "../../../learn/cost/peak.ts";
 import { prepareGeneration } from "../../bench/generate.ts";
 import { describeMachine, type Measured, machineLine, measured, repeat } from "../../bench/measure.ts";
-import { BENCH_SHAPE, benchModel, type ModelShape } from "../../bench/model.ts";
+import { benchModel } from "../../bench/model.ts";
 import { prepareTraining } from "../../bench/train.ts";
 import { compact, percent } from "../../format.ts";
 import { threadsOption, wholeNumber, wholeNumbers } from "../arguments.ts";
 import { withExamples } from "../help.ts";
 import { type Context, isInteractive, write, writeJson } from "../io.ts";
-
-interface ShapeOptions {
-  readonly depth: number;
-  readonly width: number;
-  readonly heads?: number;
-  readonly kvHeads?: number;
-  readonly hidden?: number;
-  readonly vocab: number;
-}
+import { type ShapeOptions, shapeLine, shapeOf, withShape } from "../shape.ts";
 
 interface CommonOptions {
   readonly threads: number;
@@ -51,23 +43,6 @@ interface MatmulOptions extends CommonOptions {
 const WARMUP = { steps: 2, generations: 1 };
 /** Square products from those that fit a core's cache to those that fit none. */
 const MATMUL_SIZES = [256, 512, 768, 1024, 2048];
-
-/** Sizes as asked: heads 32 wide, F 8/3 of the width, where they are left out. */
-function shapeOf(options: ShapeOptions): ModelShape {
-  const { depth, width, vocab } = options;
-  const heads = options.heads ?? Math.max(1, Math.round(width / 32));
-  return {
-    layers: depth,
-    width,
-    heads,
-    kvHeads: options.kvHeads ?? heads,
-    hidden: options.hidden ?? 8 * Math.ceil(width / 3),
-    vocab,
-  };
-}
-
-const shapeLine = ({ layers, width, heads, kvHeads }: ModelShape, parameters: number): string =>
-  `depth ${layers}, width ${width}, ${heads} heads (${kvHeads} for keys), ${compact(parameters)} parameters`;
 
 /** Tells somebody who waits what is going on. */
 function tell(io: Context, text: string): void {
@@ -221,17 +196,6 @@ async function benchMatmul(options: MatmulOptions, io: Context): Promise<void> {
     ];
     return { data: { results, peakGflops: peakOf(results) }, lines };
   });
-}
-
-function withShape(command: Command): Command {
-  const count = wholeNumber({ min: 1 });
-  return command
-    .option("--depth <n>", "layers", count, BENCH_SHAPE.layers)
-    .option("--width <n>", "width of the model", count, BENCH_SHAPE.width)
-    .option("--heads <n>", "attention heads; 32 wide if left out", count)
-    .option("--kv-heads <n>", "heads of keys and values; as many if left out", count)
-    .option("--hidden <n>", "width of the feed-forward; 8/3 of the model's if left out", count)
-    .option("--vocab <n>", "size of the vocabulary", count, BENCH_SHAPE.vocab);
 }
 
 const withCommon = (command: Command): Command =>
