@@ -1,5 +1,5 @@
 /**
- * Pondera as a library. Task files need the first groups alone; the rest runs models and reads their files.
+ * Pondera as a library. Task files need the first groups alone; the rest trains, measures and runs models.
  *
  * ```ts
  * import { defineTask, readAnswer } from "pondera";
@@ -9,6 +9,14 @@
  *   prompts: (random) => ({ prompt: `${random.integer(50)}*2=` }),
  *   reward: ({ text }, { prompt }) => (readAnswer(text) === `${2 * Number.parseInt(prompt)}` ? 1 : 0),
  * });
+ * ```
+ *
+ * ```ts
+ * import { openTask, presetNamed, startRun } from "pondera";
+ *
+ * const { config } = presetNamed("quick");
+ * const outcome = await startRun({ root: "runs", task: await openTask(definition), preset: "quick", config });
+ * if (outcome.kind === "finished") console.log(outcome.result.final.pass1);
  * ```
  *
  * ```ts
@@ -66,8 +74,42 @@ export {
 
 export { type GameOptions, puzzleSource } from "./learn/tasks/countdown/puzzle.ts";
 export { type Solution, type SolveRules, solve } from "./learn/tasks/countdown/solve.ts";
+export {
+  COUNTDOWN_GAMES,
+  type CountdownGame,
+  type CountdownOptions,
+  countdownTask,
+} from "./learn/tasks/countdown/task.ts";
 export type { NumberUse, Puzzle } from "./learn/tasks/countdown/types.ts";
 export { type CountdownRules, type Verdict, verifyCountdown } from "./learn/tasks/countdown/verify.ts";
+
+// Teaching a model: what `pondera train` does, and the records it leaves.
+
+export type {
+  CompletionRecord,
+  EvalSummary,
+  RolloutMetrics,
+  RunResult,
+  SampleRecord,
+  Stage,
+  StepMetrics,
+} from "./learn/records/records.ts";
+export { parseRunConfig, type RunConfig, setOption, withDepth } from "./learn/train/config.ts";
+export { PRESETS, type Preset, type PresetName, presetNamed } from "./learn/train/presets.ts";
+export { type ResumeOptions, resumeRun, type StartOptions, startRun } from "./learn/train/run.ts";
+export { findRun, listRuns, type RunManifest, type RunView, readRun } from "./learn/train/run-folder.ts";
+export type { RunFacts, RunObserver, RunOptions, RunOutcome } from "./learn/train/training.ts";
+
+// Measuring it: how often it is right, and how sure that is.
+
+export { type EvaluateOptions, type Evaluation, evaluate } from "./learn/eval/evaluate.ts";
+export {
+  clusteredInterval,
+  majorityVote,
+  passAtK,
+  summarize,
+  wilsonInterval,
+} from "./learn/eval/statistics.ts";
 
 // Running a model.
 
@@ -103,10 +145,6 @@ export { loadModelFolder, type ModelFolder, saveModelFolder } from "./model/chec
 export { TextStream } from "./model/text/stream.ts";
 export { parseThink, type ThinkEvent, type ThinkKind, ThinkParser } from "./model/text/think.ts";
 export { characterTokenizer, loadTokenizer, type Tokenizer } from "./model/text/tokenizer.ts";
-
-// What a sample of completions says of a model.
-
-export { clusteredInterval, majorityVote, passAtK, wilsonInterval } from "./learn/eval/statistics.ts";
 
 // Errors: each carries `where`, `rule`, `got` and `remedy` beside its message.
 

@@ -58,11 +58,11 @@ export function createProgram(io: Context): Command {
     registerTrain,
     registerEval,
     registerChat,
-    registerBench,
-    registerExport,
     registerGenerate,
-    registerGrade,
     registerRuns,
+    registerExport,
+    registerGrade,
+    registerBench,
   ])
     register(program, io);
   return program;
