@@ -1,5 +1,5 @@
 /** Countdown as a task: puzzles to draw, rule rewards, and what a base model reads about the game. */
-import { expectKnown } from "../../../base/errors.ts";
+import { ConfigError, expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Example, Task, Trace } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
@@ -26,7 +26,7 @@ import { type CountdownRules, countdownRewards } from "./verify.ts";
 export const COUNTDOWN_GAMES = {
   quick: {
     counts: [3],
-    numbers: { min: 1, max: 30 },
+    numbers: { min: 1, max: 25 },
     target: { min: 10, max: 99 },
     needs: "times-or-divide",
   },
@@ -62,13 +62,28 @@ const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
   row: puzzle,
 });
 
-/** Different puzzles of a split, in a fixed order. */
+/** Draws in a row that may all repeat a puzzle before a split counts as exhausted. */
+const MOST_REPEATS = 2_000;
+
+/**
+ * Different puzzles of a split, in a fixed order.
+ * @throws ConfigError when the split has fewer
+ */
 function heldOutExamples(game: GameOptions, split: "validation" | "test", count: number): Example<Puzzle>[] {
   const draw = puzzleSource({ ...game, split });
   const byKey = new Map<string, Example<Puzzle>>();
-  for (let i = 0; byKey.size < count; i++) {
+  for (let i = 0, repeats = 0; byKey.size < count; i++) {
     const example = toExample(draw(new Random(HELD_OUT_SEED, i)));
-    if (!byKey.has(example.id)) byKey.set(example.id, example);
+    repeats = byKey.has(example.id) ? repeats + 1 : 0;
+    if (repeats === 0) byKey.set(example.id, example);
+    if (repeats > MOST_REPEATS) {
+      throw new ConfigError({
+        where: "countdown: heldOutCount",
+        rule: `the game's ${split} puzzles must suffice`,
+        got: `${count} asked for, about ${byKey.size} there`,
+        remedy: "Ask for fewer, or choose a larger game",
+      });
+    }
   }
   return [...byKey.values()];
 }

@@ -43,9 +43,9 @@ export interface ExploreOptions {
 }
 
 export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
-  largest: 200,
+  largest: 120,
   skip: 0.25,
-  stopAfterMiss: 0.15,
+  stopAfterMiss: 0.1,
   stopAfterHit: 0.5,
   answerLast: 0.6,
 };
