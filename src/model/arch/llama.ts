@@ -208,7 +208,8 @@ export function llamaTrain(
 ): Value {
   const { heads, kvHeads, hiddenSize: C } = config;
   const [B, T] = batch.ids.shape as readonly [number, number];
-  const tables = rotaryTables(config.maxPositions, config.headDim, config.ropeTheta);
+  // The kernel wants a table as long as a row, though no position of a packed sequence reaches that far.
+  const tables = rotaryTables(Math.max(config.maxPositions, T), config.headDim, config.ropeTheta);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
   const mask = packedCausalMask(batch.segments);
   let x = reshape(gatherRows(weightOf(weights, EMBEDDING), batch.ids), [B * T, C]);
