@@ -209,6 +209,18 @@ describe("packing", () => {
     expectClose("second", part(7, 10), other, LOGITS);
   });
 
+  it("goes into rows longer than the longest sequence the model takes", async () => {
+    const batch = plainBatch(i32([1, 12], [...ids, 7, 8, 3, 1]));
+    const packed = {
+      ...batch,
+      positions: i32([1, 12], [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5]),
+      segments: i32([1, 12], [1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2]),
+    };
+    const short = await trainLogits(weights, packed, { ...rows, maxPositions: 6 });
+    const long = await trainLogits(weights, packed, rows);
+    expectClose("logits", short as HostArray<"f32">, long as HostArray<"f32">, LOGITS);
+  });
+
   it("lets a token see no later one", async () => {
     const before = await trainLogits(weights, plainBatch(i32([1, 5], ids.slice(0, 5))), rows);
     const after = await trainLogits(weights, plainBatch(i32([1, 5], [...ids.slice(0, 4), 10])), rows);
