@@ -39,6 +39,8 @@ export interface TaskPrompts {
   readonly example: string;
   /** A prompt the model was not trained on; absent where the task is not known. */
   readonly draw?: (random: Random) => DrawnPrompt | Promise<DrawnPrompt>;
+  /** A typed prompt in the task's own form; undefined when it is none of the task's. */
+  readonly rewrite?: (typed: string) => string | undefined;
   /** The verdict on an answer to a typed prompt; undefined when that is none of the task's, absent where it cannot be told. */
   readonly judge?: (prompt: string, answer: Judged) => Verdict | undefined;
 }
@@ -46,9 +48,11 @@ export interface TaskPrompts {
 /** What a prompt of the task ends in that nobody types: a line break, the tag that opens the thought. */
 const endingOf = (prompt: string): string => /\s*(?:<think>\s*)?$/.exec(prompt)![0];
 
-/** A typed prompt with the ending that the task's prompts have. */
+/** A typed prompt as the task writes it: with the ending that its prompts have, and countdown's in countdown's own words. */
 export function completePrompt(typed: string, prompts: TaskPrompts | undefined): string {
   if (prompts === undefined) return typed;
+  const written = prompts.rewrite?.(typed);
+  if (written !== undefined) return written;
   const ending = endingOf(prompts.example);
   return typed.endsWith(ending) ? typed : typed.slice(0, typed.length - endingOf(typed).length) + ending;
 }
@@ -60,11 +64,11 @@ export const typedPrompt = (prompt: string): string =>
 /** More numbers than any game has. */
 const MOST_NUMBERS = 6;
 
-/** The puzzle of a countdown prompt: `83 18 75 = 10`. */
+/** The puzzle of a countdown prompt, `83 18 75 = 10`, also with commas or without blanks around the sign. */
 export function readPuzzle(prompt: string): Puzzle | undefined {
-  const match = /^\s*(\d{1,6}(?:\s+\d{1,6})*)\s*=\s*(-?\d{1,9})\s*$/.exec(prompt);
+  const match = /^\s*(\d{1,6}(?:[\s,]+\d{1,6})*)\s*=\s*(-?\d{1,9})\s*$/.exec(prompt);
   if (match === null) return undefined;
-  const numbers = match[1]!.split(/\s+/).map(Number);
+  const numbers = match[1]!.split(/[\s,]+/).map(Number);
   return numbers.length <= MOST_NUMBERS ? { numbers, target: Number(match[2]) } : undefined;
 }
 
@@ -106,6 +110,10 @@ function countdownPrompts(config: unknown): TaskPrompts {
     task: "countdown",
     example: draw(new Random(1)).prompt,
     draw,
+    rewrite: (typed) => {
+      const puzzle = readPuzzle(typed);
+      return puzzle === undefined ? undefined : puzzlePrompt(puzzle);
+    },
     judge: (prompt, answer) => {
       const puzzle = readPuzzle(prompt);
       return puzzle === undefined ? undefined : judgeCountdown(puzzle, answer);

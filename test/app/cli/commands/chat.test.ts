@@ -41,6 +41,12 @@ describe("pondera chat, from a pipe", () => {
     expect(out).toContain("✗ makes 24, not 99  but nobody could: these numbers do not make it (·_·)\n");
   });
 
+  it("writes a puzzle as the task does, however it was typed", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    for (const typed of ["6,4=24", " 6, 4 =24 ", "6 4 = 24"])
+      expect((await piped([typed])).out).toContain("makes 24");
+  });
+
   it("gives no verdict on what is no puzzle", async () => {
     await makeRun({ root, name: "one", model: solver });
     expect((await piped(["6+4"])).out).toBe("> 6+4\n  │ ✓\n  6*4\n");
@@ -153,6 +159,7 @@ describe("pondera chat, at a terminal", () => {
     terminal.type("6 4 = 24\r");
     await terminal.see("thinking… 1 token");
     await terminal.see("(a thought of 1 token)");
+    await terminal.see("> ");
     terminal.type("/exit\r");
     expect(await terminal.ended).toBe(0);
     expect(terminal.raw).not.toContain("│");
@@ -163,6 +170,7 @@ describe("pondera chat, at a terminal", () => {
     const terminal = sitAt(argv(), { NO_COLOR: "" });
     terminal.type("6 4 = 24\r");
     await terminal.see("makes 24");
+    await terminal.see("> ");
     terminal.type("\u0004");
     await terminal.ended;
     expect(terminal.raw).toContain("\u001b[2m✓\u001b[22m");
@@ -178,6 +186,24 @@ describe("pondera chat, at a terminal", () => {
     await terminal.see("> 4 6 = 24");
     await terminal.see("2 of 2 right");
     expect(await terminal.ended).toBe(0);
+  });
+
+  it("lasts: no listener is left behind by a line", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const warnings: Error[] = [];
+    const onWarning = (warning: Error): void => void warnings.push(warning);
+    process.on("warning", onWarning);
+    const terminal = sitAt(argv());
+    for (let i = 0; i < 15; i++) {
+      await terminal.see("> ");
+      terminal.type("/seed 1\r");
+      await terminal.see("  seed 1");
+    }
+    await terminal.see("> ");
+    terminal.type("\u0004");
+    expect(await terminal.ended).toBe(0);
+    process.off("warning", onWarning);
+    expect(warnings).toEqual([]);
   });
 
   it("clears a line on Ctrl-C, and leaves on two on an empty one", async () => {
