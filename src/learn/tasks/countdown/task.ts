@@ -1,11 +1,12 @@
 /** Countdown as a task: puzzles to draw, rule rewards, and what a base model reads about the game. */
 import { ConfigError, expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
-import type { Example, Task, Trace } from "../task.ts";
+import type { Example, Task } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
 import {
   COUNTDOWN_ALPHABET,
   COUNTDOWN_TOKENS,
+  demonstrate,
   type ExploreOptions,
   explorationPuzzle,
   explore,
@@ -49,8 +50,6 @@ export interface CountdownOptions {
   readonly heldOutCount?: number;
   /** How what a base model reads is written. */
   readonly explore?: ExploreOptions;
-  /** Writes a good trace of a puzzle, for a cold start. @default none */
-  readonly demonstrate?: (puzzle: Puzzle, random: Random) => Trace;
 }
 
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
@@ -112,7 +111,6 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   expectKnown("countdown: game", name, Object.keys(COUNTDOWN_GAMES));
   const game = COUNTDOWN_GAMES[name];
   const draw = puzzleSource(game);
-  const { demonstrate } = options;
   return {
     name: "countdown",
     description: "Make the target from the numbers with + − × ÷ and brackets",
@@ -125,9 +123,12 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       ...(use === undefined ? {} : { use }),
     }),
     explore: (random) => explore(explorationPuzzle(random, game, options.explore), random, options.explore),
-    ...(demonstrate === undefined
-      ? {}
-      : { demonstrate: (random: Random) => demonstrate(draw(random), random) }),
+    demonstrate: (random) => {
+      for (;;) {
+        const trace = demonstrate(draw(random), random, options.explore);
+        if (trace !== undefined) return trace;
+      }
+    },
     wentBack: ({ text }) => {
       const miss = text.indexOf(MISS);
       return miss >= 0 && miss < text.lastIndexOf(HIT);

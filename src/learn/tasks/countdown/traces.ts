@@ -11,7 +11,7 @@
  *
  * `explore` is unselected: it walks the tree without looking at the target, leaves things out at random, stops at a random
  * point whatever its checks said, and answers any of its tries. Read often enough it teaches the notation, the sums and
- * the checks; it teaches neither to go on until a check says yes nor to answer what was checked.
+ * the checks; it teaches neither to go on until a check says yes nor to answer what was checked. `demonstrate` does both.
  */
 
 import type { Random } from "../../../compute/tensor/random.ts";
@@ -153,6 +153,20 @@ export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions 
   }
   const answer = random.uniform() < answerLast ? tries.at(-1)! : random.pick(tries);
   return writeTrace(puzzle, tries, answer.expression);
+}
+
+/**
+ * A good trace: the same walk, which goes on until a check says yes and answers what was checked.
+ * @returns undefined when no try within `largest` makes the target
+ */
+export function demonstrate(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace | undefined {
+  const { largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const tries: Try[] = [];
+  for (const attempt of walk(termsOf(puzzle.numbers), random, largest, () => true)) {
+    tries.push(attempt);
+    if (attempt.value === puzzle.target) return writeTrace(puzzle, tries, attempt.expression);
+  }
+  return undefined;
 }
 
 /**

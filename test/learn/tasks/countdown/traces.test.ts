@@ -7,6 +7,7 @@ import { COUNTDOWN_GAMES } from "../../../../src/learn/tasks/countdown/task.ts";
 import {
   COUNTDOWN_ALPHABET,
   COUNTDOWN_TOKENS,
+  demonstrate,
   explorationPuzzle,
   explore,
   HIT,
@@ -89,13 +90,6 @@ describe("exploration", () => {
     expect(right.length / 500).toBeLessThan(0.2);
   });
 
-  it("finds what it looks for once it persists", () => {
-    const persistent = { skip: 0, stopAfterMiss: 0, stopAfterHit: 1, answerLast: 1 };
-    for (const { puzzle, completion } of explorations(200, persistent)) {
-      expect(verifyCountdown(puzzle, completion)).toMatchObject({ accuracy: 1, format: 1 });
-    }
-  });
-
   it("never shows a held-out or published puzzle", () => {
     for (const { puzzle } of explorations(500)) expect(splitOf(puzzle)).toBe("train");
   });
@@ -113,6 +107,25 @@ describe("exploration", () => {
       expect(tokenizer.decode(tokenizer.encode(prompt + completion))).toBe(prompt + completion);
     }
     expect(tokenizer.encode("27*3=81")).toHaveLength(5);
+  });
+});
+
+describe("demonstration", () => {
+  it("goes on until a check says yes and answers that", () => {
+    for (let i = 0; i < 200; i++) {
+      const random = new Random(7, i);
+      const puzzle = explorationPuzzle(random, game);
+      const { completion } = demonstrate(puzzle, random)!;
+      expect(verifyCountdown(puzzle, completion)).toMatchObject({ accuracy: 1, format: 1 });
+      expect(completion.match(/✓/g)).toHaveLength(1);
+      expect(thoughtOf(completion)).toMatch(/✓\n$/);
+    }
+  });
+
+  it("gives up where the largest result allowed is too small", () => {
+    expect(
+      demonstrate({ numbers: [15, 27, 12], target: 81 }, new Random(1), { largest: 80 }),
+    ).toBeUndefined();
   });
 });
 
