@@ -122,5 +122,6 @@ export interface RunResult {
   readonly solved: readonly SampleRecord[];
   /** The first sample that went back after a failed check and was then right, and its step. */
   readonly firstBacktrack?: SampleRecord;
+  /** Folder of the model, from the run's own. */
   readonly model: string;
 }

@@ -43,7 +43,7 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
       data: options.data ?? {},
     });
     try {
-      const training = await Training.create({ folder, runtime, task: options.task, config }, options);
+      const training = new Training({ folder, runtime, task: options.task, config }, options);
       return await training.run(undefined);
     } finally {
       await folder.close();
@@ -82,7 +82,7 @@ export async function resumeRun(
     await folder.truncateAfter(checkpoint);
     const runtime = await Runtime.create({ threads: config.threads });
     try {
-      const training = await Training.create({ folder, runtime, task, config }, options);
+      const training = new Training({ folder, runtime, task, config }, options);
       return await training.run(checkpoint);
     } finally {
       runtime.dispose();

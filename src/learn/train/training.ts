@@ -145,10 +145,12 @@ export class Training<Row> {
   #shown = Number.NEGATIVE_INFINITY;
   #durations: number[] = [];
 
-  private constructor(parts: TrainingParts<Row>, tokenizer: Tokenizer, options: RunOptions) {
+  constructor(parts: TrainingParts<Row>, options: RunOptions) {
     const { runtime, task, config } = parts;
     this.#parts = { ...parts, task: withOverlong(task, config) };
     this.#options = options;
+    const { alphabet, tokens = [] } = task;
+    const tokenizer = characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
     this.#tokenizer = tokenizer;
     this.#stages = STAGES.map((stage) => ({ stage, steps: config[stage].steps })).filter(
       ({ steps }) => steps > 0,
@@ -159,12 +161,6 @@ export class Training<Row> {
     this.#model = modelConfig(config.model, { vocabSize: tokenizer.vocabSize, maxPositions });
     this.#engine = new Engine(runtime, this.#model, { slots: config.rl.slots, maxPositions: positions });
     this.#scorer = new Scorer(runtime, this.#model);
-  }
-
-  static async create<Row>(parts: TrainingParts<Row>, options: RunOptions): Promise<Training<Row>> {
-    const { alphabet, tokens = [] } = parts.task;
-    const tokenizer = characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
-    return new Training(parts, tokenizer, options);
   }
 
   /**
@@ -480,15 +476,24 @@ export class Training<Row> {
     }
   }
 
-  async #evaluate(count: number, samples: number, temperature: number): Promise<Evaluation> {
+  /** @param signal  ends it early; the signal's reason is then thrown */
+  #evaluate(
+    { count, samples, temperature }: RunConfig["evaluation"],
+    signal?: AbortSignal,
+  ): Promise<Evaluation> {
     const { task, config } = this.#parts;
     this.#engine.adopt(this.#trainer!.weights());
+    return evaluate(this.#engine, this.#tokenizer, task, task.validation.slice(0, count), {
+      ...{ samples, temperature, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
+      ...(signal === undefined ? {} : { signal }),
+    });
+  }
+
+  /** The evaluation between two stages or at the end. @throws Interrupted when the signal ends it */
+  async #evaluateBetween(): Promise<Evaluation> {
     const { signal } = this.#options;
     try {
-      return await evaluate(this.#engine, this.#tokenizer, task, task.validation.slice(0, count), {
-        ...{ samples, temperature, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
-        ...(signal === undefined ? {} : { signal }),
-      });
+      return await this.#evaluate(this.#parts.config.evaluation, signal);
     } catch (error) {
       if (signal?.aborted && error === signal.reason) throw new Interrupted();
       throw error;
@@ -496,23 +501,22 @@ export class Training<Row> {
   }
 
   async #evaluateBefore(what: string): Promise<EvalSummary> {
-    const { count, samples, temperature } = this.#parts.config.evaluation;
-    const { summary } = await this.#evaluate(count, samples, temperature);
+    const { summary } = await this.#evaluateBetween();
     this.#note(`${what}: ${(100 * summary.pass1).toFixed(1)} % right on ${summary.count} held-out prompts`);
     return summary;
   }
 
+  /** Not to be interrupted: the weights have moved, and the step is not recorded yet. */
   async #validate(): Promise<NonNullable<StepMetrics["validation"]>> {
     const { count, temperature } = this.#parts.config.validation;
-    const { summary } = await this.#evaluate(count, 1, temperature);
+    const { summary } = await this.#evaluate({ count, samples: 1, temperature });
     return { pass1: summary.pass1, count: summary.count, meanLength: summary.meanLength };
   }
 
   /** Evaluates what was trained and writes model, result and report. */
   async #finish(): Promise<RunResult> {
     const { folder, config, task } = this.#parts;
-    const { count, samples, temperature } = config.evaluation;
-    const { summary: final, records } = await this.#evaluate(count, samples, temperature);
+    const { summary: final, records } = await this.#evaluateBetween();
     await saveModelFolder(join(folder.path, "model"), {
       config: this.#model,
       tensors: this.#weights(),

@@ -26,7 +26,7 @@ const CHAT_TOKENS = 1024;
 interface TrainOptions {
   readonly preset: PresetName;
   readonly out: string;
-  readonly set: readonly string[];
+  readonly set?: readonly string[];
   readonly depth?: number;
   readonly loss?: PolicyLossName;
   readonly seed?: number;
@@ -94,7 +94,7 @@ async function begin(name: string, options: TrainOptions, run: RunOptions): Prom
     ...(file === undefined ? {} : { taskFile: file }),
     data,
     preset: options.preset,
-    config: fitToTask(config, task, options.set),
+    config: fitToTask(config, task, options.set ?? []),
   });
 }
 
@@ -102,7 +102,7 @@ async function goOn(name: string, options: TrainOptions, run: RunOptions): Promi
   const path = await findRun(options.out, name);
   return resumeRun(path, (manifest, config) => reopenTask(manifest, countdownOptions(config)), {
     ...run,
-    set: options.set,
+    set: options.set ?? [],
   });
 }
 
@@ -189,8 +189,7 @@ export function register(program: Command, io: Context): void {
     .option(
       "--set <field=value>",
       "any field of the configuration, as in run.json; may be repeated",
-      (assignment: string, all: readonly string[]) => [...all, assignment],
-      [] as readonly string[],
+      (assignment: string, all: readonly string[] = []) => [...all, assignment],
     )
     .option("--name <name>", "the run's name")
     .option("--out <folder>", "folder that holds the runs", "runs")
