@@ -133,8 +133,8 @@ export async function grpoVersusTrl(
 ): Promise<VersusReport> {
   const { prompts, samples, prompt, newTokens, steps, microBatch, threads, rounds, onRound } = options;
   const shape = shapeOf(options);
-  // Our prompts begin with a token of their own; and rows of training are as long as the longest row length.
-  const model = benchModel(shape, Math.max(...rowLengthsFor(1 + prompt + newTokens)));
+  // One position more than both need: our prompts begin with a token of their own.
+  const model = benchModel(shape, 1 + prompt + newTokens);
   const folder = await benchFolder(model);
   const runtime = await Runtime.create({ threads });
   try {

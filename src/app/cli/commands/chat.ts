@@ -4,7 +4,6 @@
  */
 
 import type { EventEmitter } from "node:events";
-import { availableParallelism } from "node:os";
 import type { Command } from "commander";
 import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
@@ -30,12 +29,6 @@ export interface ChatOptions extends SamplingArguments {
   readonly seed: number;
   readonly threads: number;
 }
-
-export const CHAT_DEFAULTS: ChatOptions = {
-  runs: RUNS_OPTION[2],
-  seed: 0,
-  threads: availableParallelism(),
-};
 
 const PROMPT = "> ";
 const PAGE_TOKENS = 512;
@@ -274,7 +267,7 @@ export function register(program: Command, io: Context): void {
     .argument("[model]", "a model's folder, or a run's name or folder; the newest run if left out")
     .option(...RUNS_OPTION)
     .option("--hide-thinking", "count the tokens of a thought instead of showing it")
-    .option("--seed <n>", "names the random numbers", wholeNumber(), CHAT_DEFAULTS.seed);
+    .option("--seed <n>", "names the random numbers", wholeNumber(), 0);
   withSampling(command)
     .addOption(threadsOption())
     .action((name: string | undefined, options: ChatOptions) => chat(name, options, io));
