@@ -123,7 +123,7 @@ describe("pondera train", () => {
       /--seed: is for new runs.*Change single fields with --set/,
     ],
     [1, ["train", "./none.ts"], /none\.ts: must be a task file/],
-    [1, ["train", "countdown", "--preset", "r1"], /needs demonstrate\(random\) for the stage sft/],
+    [1, ["train", "./examples/arithmetic.ts", "--preset", "r1"], /needs demonstrate\(random\) for the stage sft/],
   ])("fails with %i and says what is wrong: %j", async (expected, argv, message) => {
     const { code, out, err } = await pondera([...argv, "--out", root]);
     expect(code).toBe(expected);
