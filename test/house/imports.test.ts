@@ -1,8 +1,9 @@
-/** Who may import whom. The arrows are those of docs/ARCHITECTURE.md; a failure names the file and the line. */
+/** Who may import whom, by the arrows of arrows.ts; a failure names the file and the line. */
 
 import { existsSync } from "node:fs";
 import { builtinModules } from "node:module";
 import { describe, expect, it } from "vitest";
+import { ARROWS } from "./arrows.ts";
 import {
   defaultExportsOf,
   importsOf,
@@ -11,47 +12,6 @@ import {
   readSources,
   resolveImport,
 } from "./source.ts";
-
-/**
- * What each room may import, besides itself and base. A district (`compute`, `model`, `learn`) stands for all its
- * rooms. Nobody may import app.
- */
-const ARROWS: Readonly<Record<string, readonly string[]>> = {
-  base: [],
-
-  "compute/tensor": [],
-  "compute/graph": ["compute/tensor"],
-  "compute/ops": ["compute/tensor", "compute/graph"],
-  "compute/grad": ["compute/tensor", "compute/graph", "compute/ops"],
-  "compute/onnx": ["compute/tensor", "compute/graph"],
-  "compute/runtime": ["compute"],
-
-  "model/nn": ["compute"],
-  "model/arch": ["compute", "model/nn"],
-  "model/text": ["compute/tensor"],
-  "model/checkpoint": ["compute/tensor", "model/arch", "model/text"],
-  "model/engine": ["compute", "model/nn", "model/arch", "model/text"],
-
-  "learn/tasks": ["compute", "model"],
-  "learn/optim": ["compute", "model"],
-  "learn/cost": ["compute", "model"],
-  "learn/records": [],
-  "learn/eval": ["compute", "model", "learn/records", "learn/tasks"],
-  "learn/train": [
-    "compute",
-    "model",
-    "learn/records",
-    "learn/tasks",
-    "learn/optim",
-    "learn/cost",
-    "learn/eval",
-  ],
-
-  // A user's task file is loaded with the public API in reach, which only the command line can hand it.
-  app: ["compute", "model", "learn", ""],
-  // The public API, src/index.ts.
-  "": ["compute", "model", "learn"],
-};
 
 /** Packages that one room alone may import. */
 const RESERVED: Readonly<Record<string, string>> = {
