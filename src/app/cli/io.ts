@@ -19,9 +19,11 @@ export interface Context extends Io {
   exitWith(code: number): void;
 }
 
-/** Whether a panel may be drawn there: a terminal that can move its cursor. */
+/**
+ * Whether a panel may be drawn there: a terminal that can move its cursor and has a size. Some in containers say 0 columns.
+ */
 export function isInteractive(output: Output, env: Io["env"]): boolean {
-  return output.isTTY === true && env["TERM"] !== "dumb";
+  return output.isTTY === true && output.columns !== 0 && env["TERM"] !== "dumb";
 }
 
 /** Colours for a stream, plain where it is no terminal or NO_COLOR is set. */
@@ -31,7 +33,7 @@ export function colorsFor(output: Output, env: Io["env"]): Colors {
 
 /** Columns to lay text out in. */
 export function columnsOfOutput(output: Output): number {
-  return output.columns ?? 100;
+  return output.columns || 100;
 }
 
 /** Writes text and waits while the reader is slower than we are. */

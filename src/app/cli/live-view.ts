@@ -333,6 +333,7 @@ export function renderResult(result: RunResult, width: number, colors: Colors): 
     [`pondera eval ${result.name}`, "measure it again, on any puzzles"],
     [`pondera runs show ${result.name}`, "its curves, and where the report is"],
   ];
+  const longest = Math.max(...next.map(([command]) => command.length));
   return [
     "",
     ...paragraph(`${printable(result.task)}: ${summary}`, width).map(colors.bold),
@@ -365,7 +366,7 @@ export function renderResult(result: RunResult, width: number, colors: Colors): 
     ...next.map(([command, why]) =>
       line(
         [
-          { text: `    ${command}`, paint: colors.cyan },
+          { text: `    ${command.padEnd(longest)}`, paint: colors.cyan },
           { text: `   ${why}`, paint: colors.dim },
         ],
         width,
@@ -392,7 +393,7 @@ export interface ViewOptions {
 export function createTrainingView(options: ViewOptions): TrainingView {
   const { stream, isTTY } = options;
   const colors = picocolors.createColors(options.color ?? (isTTY && picocolors.isColorSupported));
-  const width = () => options.columns ?? (stream as { columns?: number }).columns ?? DEFAULT_COLUMNS;
+  const width = () => options.columns ?? ((stream as { columns?: number }).columns || DEFAULT_COLUMNS);
   const log = isTTY ? createLogUpdate(stream) : undefined;
   let state: ViewState | undefined;
   let stopped = false;

@@ -274,6 +274,6 @@ export function register(program: Command, io: Context): void {
   withExamples(command, [
     ["pondera chat", "talk to the newest run's model"],
     ["pondera chat my-run --hide-thinking --temperature 0.6", "its answers alone"],
-    ['echo "83 18 75 = 10" | pondera chat ./my-model', "one prompt from a pipe"],
+    ['echo "3 25 12 = 39" | pondera chat ./my-model', "one prompt from a pipe"],
   ]);
 }

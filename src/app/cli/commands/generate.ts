@@ -144,7 +144,7 @@ export function register(program: Command, io: Context): void {
     .option("--json", "everything as one object")
     .action((options: GenerateOptions) => generate(options, io));
   withExamples(command, [
-    ['pondera generate --prompt "83 18 75 = 10"', "ask the model of the newest run"],
+    ['pondera generate --prompt "3 25 12 = 39"', "ask the model of the newest run"],
     [
       'pondera generate --model ./my-model --prompt "Once" --temperature 0.7 --samples 3',
       "any model's folder",

@@ -141,6 +141,10 @@ export function register(program: Command, io: Context): void {
     .command("runs")
     .summary("list, show and examine training runs")
     .description("What has been trained, how it went, and what is wrong with it.");
+  withExamples(runs, [
+    ["pondera runs list", "every run in ./runs"],
+    ["pondera runs doctor", "what is wrong with the newest one, also while it trains"],
+  ]);
   withExamples(
     runs
       .command("list")

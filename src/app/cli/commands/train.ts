@@ -15,7 +15,7 @@ import { writeReport } from "../../report/report.ts";
 import { wholeNumber } from "../arguments.ts";
 import { withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
-import { type Context, columnsOfOutput, isInteractive, writeJson } from "../io.ts";
+import { type Context, isInteractive, writeJson } from "../io.ts";
 import { createTrainingView, type TrainingView } from "../live-view.ts";
 import { openNamedTask, reopenTask } from "../task.ts";
 import { chat } from "./chat.ts";
@@ -139,11 +139,7 @@ async function train(
   checkArguments(task, options, command);
   // The view goes to standard error where standard output is to hold the result as JSON.
   const stream = options.json ? io.stderr : io.stdout;
-  const view: TrainingView = createTrainingView({
-    stream,
-    isTTY: isInteractive(stream, io.env),
-    columns: columnsOfOutput(stream),
-  });
+  const view: TrainingView = createTrainingView({ stream, isTTY: isInteractive(stream, io.env) });
   const onFirst = (): void => view.note("Stopping after this step; once more to stop at once.");
   let outcome: RunOutcome;
   try {
