@@ -100,12 +100,12 @@ const SMOKE: RunConfig = {
 
 export const PRESETS = {
   quick: {
-    summary: "R1-Zero: a base from unselected exploration, then reinforcement learning alone",
+    summary: "R1-Zero: a base, then reinforcement learning alone",
     config: QUICK,
   },
-  r1: { summary: "R1: a cold start on good traces before reinforcement learning", config: R1 },
+  r1: { summary: "R1: a cold start on good traces in between", config: R1 },
   long: { summary: "the bigger game, for hours", config: LONG },
-  smoke: { summary: "the smallest run that goes through every stage, in seconds", config: SMOKE },
+  smoke: { summary: "the smallest run, in seconds", config: SMOKE },
 } as const satisfies Readonly<Record<string, Preset>>;
 
 export type PresetName = keyof typeof PRESETS;
