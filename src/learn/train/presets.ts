@@ -86,16 +86,16 @@ const SMOKE: RunConfig = {
   model: sizesOf(2),
   pretrain: {
     ...QUICK.pretrain,
-    steps: 40,
+    steps: 150,
     rows: 8,
     rowLength: 128,
     schedule: { ...QUICK.pretrain.schedule, warmup: 5 },
   },
   sft: { ...QUICK.sft, rows: 8, rowLength: 128 },
-  rl: { ...QUICK.rl, steps: 6, prompts: 8, samples: 4, maxNewTokens: 96, slots: 32, batchTokens: 1024 },
+  rl: { ...QUICK.rl, steps: 8, prompts: 8, samples: 4, maxNewTokens: 96, slots: 32, batchTokens: 1024 },
   evaluation: { count: 64, samples: 1, temperature: 1 },
-  validation: { every: 3, count: 16, temperature: 1 },
-  checkpointEvery: 10,
+  validation: { every: 4, count: 16, temperature: 1 },
+  checkpointEvery: 25,
 };
 
 export const PRESETS = {
