@@ -1,10 +1,18 @@
-/** What the documents name exists: files, commands, flags, and the arrows between rooms. */
+/** What the documents name exists: files, commands, flags, the arrows between rooms; and the task they show works. */
 
 import { existsSync, readdirSync } from "node:fs";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { PassThrough } from "node:stream";
 import type { Command } from "commander";
 import { describe, expect, it } from "vitest";
 import { createProgram } from "../../src/app/cli/program.ts";
+import { Random } from "../../src/compute/tensor/random.ts";
+import { loadTask } from "../../src/learn/tasks/load.ts";
+import { openTask } from "../../src/learn/tasks/open.ts";
+import { THINK_TAGS } from "../../src/model/text/think.ts";
+import { characterTokenizer } from "../../src/model/text/tokenizer.ts";
 import { ARROWS } from "./arrows.ts";
 import { readRootFile } from "./source.ts";
 
@@ -98,6 +106,27 @@ describe("docs/ARCHITECTURE.md", () => {
       [...allowed!.matchAll(/`([^`]+)`/g)].map((match) => room(match[1]!)),
     ]);
     expect(Object.fromEntries(arrows)).toEqual(ARROWS);
+  });
+});
+
+describe("examples/README.md", () => {
+  it("shows a task that opens, and whose prompts and traces are in its alphabet", async () => {
+    const source = /^```ts\n(import[\s\S]*?)^```/m.exec(readRootFile("examples/README.md"))![1]!;
+    const folder = await mkdtemp(join(tmpdir(), "pondera-documents-"));
+    try {
+      const file = join(folder, "task.ts");
+      await writeFile(file, source);
+      const task = await openTask(await loadTask(file, { pondera: await import("../../src/index.ts") }));
+      const tokenizer = characterTokenizer({ alphabet: task.alphabet, special: THINK_TAGS });
+      const random = new Random(1);
+      const texts = Array.from({ length: 50 }, () => {
+        const { prompt, completion } = task.explore!(random);
+        return [task.train.draw(random).prompt, prompt, completion];
+      }).flat();
+      for (const text of texts) expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
+    } finally {
+      await rm(folder, { recursive: true });
+    }
   });
 });
 
