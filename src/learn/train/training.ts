@@ -6,7 +6,7 @@
  * weights and s. What is measured with a clock goes into `timing` and nowhere else.
  */
 
-import { join } from "node:path";
+import { join, relative } from "node:path";
 import { NumericError } from "../../base/errors.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
@@ -78,7 +78,7 @@ export interface RunOptions {
 
 export type RunOutcome =
   | { readonly kind: "finished"; readonly path: string; readonly result: RunResult }
-  | { readonly kind: "interrupted"; readonly path: string; readonly name: string };
+  | { readonly kind: "interrupted"; readonly path: string };
 
 export interface TrainingParts<Row> {
   readonly folder: RunFolder;
@@ -185,7 +185,7 @@ export class Training<Row> {
     } catch (error) {
       if (!(error instanceof Interrupted)) throw error;
       await this.#checkpoint();
-      return { kind: "interrupted", path: folder.path, name };
+      return { kind: "interrupted", path: folder.path };
     } finally {
       await this.#trainer?.dispose();
       await this.#engine.dispose();
@@ -466,10 +466,10 @@ export class Training<Row> {
       if (before !== undefined) trainer.restore(before, updates);
       if (interrupted) throw new Interrupted();
       await this.#checkpoint();
-      const { name } = this.#parts.folder.manifest;
+      const folder = relative(process.cwd(), this.#parts.folder.path);
       throw withRemedy(
         error as NumericError,
-        name,
+        folder,
         this.#stages[this.#state.stage]!.stage,
         this.#parts.config,
       );
@@ -589,7 +589,7 @@ function solvedAmong(
 }
 
 /** The same error with what to type next: half the rate. */
-function withRemedy(error: NumericError, name: string, stage: Stage, config: RunConfig): NumericError {
+function withRemedy(error: NumericError, folder: string, stage: Stage, config: RunConfig): NumericError {
   const { optimizer, rates } = config[stage];
   const kind = optimizer.matrices === "muon" ? "muon" : "adamW";
   const lower = `--set ${stage}.rates.${kind}=${rates[kind] / 2}`;
@@ -597,7 +597,7 @@ function withRemedy(error: NumericError, name: string, stage: Stage, config: Run
     where: error.where,
     rule: error.rule,
     ...(error.got === undefined ? {} : { got: error.got }),
-    remedy: `The state before this step is kept: go on with a lower rate, for example pondera train --resume ${name} ${lower}`,
+    remedy: `The state before this step is kept: go on with a lower rate, for example pondera train --resume ${folder} ${lower}`,
     cause: error,
   });
 }

@@ -1,6 +1,7 @@
 /** `pondera train`: a base, perhaps a cold start, and reinforcement learning on a task whose answers can be checked. */
 
 import { availableParallelism } from "node:os";
+import { relative } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
@@ -148,7 +149,7 @@ async function train(
       return task === undefined ? goOn(options.resume!, options, run) : begin(task, options, run);
     });
     if (outcome.kind === "finished") view.finish(outcome.result);
-    else view.note(`Stopped. Go on with: pondera train --resume ${outcome.name}`);
+    else view.note(`Stopped. Go on with: pondera train --resume ${relative(process.cwd(), outcome.path)}`);
   } finally {
     view.stop();
   }

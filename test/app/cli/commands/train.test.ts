@@ -123,7 +123,11 @@ describe("pondera train", () => {
       /--seed: is for new runs.*Change single fields with --set/,
     ],
     [1, ["train", "./none.ts"], /none\.ts: must be a task file/],
-    [1, ["train", "./examples/arithmetic.ts", "--preset", "r1"], /needs demonstrate\(random\) for the stage sft/],
+    [
+      1,
+      ["train", "./examples/arithmetic.ts", "--preset", "r1"],
+      /needs demonstrate\(random\) for the stage sft/,
+    ],
   ])("fails with %i and says what is wrong: %j", async (expected, argv, message) => {
     const { code, out, err } = await pondera([...argv, "--out", root]);
     expect(code).toBe(expected);
@@ -173,7 +177,7 @@ describe("Ctrl-C", () => {
     const [code] = (await once(life, "exit")) as [number | null];
     expect(code).toBe(130);
     expect(out).toContain("Stopping after this step");
-    expect(out).toMatch(/Stopped\. Go on with: pondera train --resume stopped/);
+    expect(out).toMatch(/Stopped\. Go on with: pondera train --resume \S*stopped/);
     const path = join(root, "stopped");
     const { status, metrics } = await readRun(path);
     expect(status).toBe("stopped");
