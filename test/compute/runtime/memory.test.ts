@@ -81,10 +81,13 @@ test("memory stays flat over 2,000 steps of allocation, binding, running and dis
     return process.memoryUsage().rss;
   };
   work(runtime, program, 300);
-  const before = rss();
-  work(runtime, program, 2000);
-  // 2,000 steps allocate 750 MiB; what the allocators keep for reuse stays far below.
-  expect((rss() - before) / 2 ** 20).toBeLessThan(20);
+  // 2,000 steps allocate 750 MiB. What the allocators keep for reuse may still grow in one round; a leak grows in all.
+  const growth = Array.from({ length: 3 }, () => {
+    const before = rss();
+    work(runtime, program, 2000);
+    return (rss() - before) / 2 ** 20;
+  });
+  expect(Math.min(...growth)).toBeLessThan(20);
 });
 
 test("every native object is released", async () => {
