@@ -521,7 +521,12 @@ export class Training<Row> {
       config: this.#model,
       tensors: this.#weights(),
       tokenizer: this.#tokenizer,
-      generationConfig: { do_sample: true, temperature: 1, max_new_tokens: config.rl.maxNewTokens },
+      generationConfig: {
+        ...(config.evaluation.temperature > 0
+          ? { do_sample: true, temperature: config.evaluation.temperature }
+          : { do_sample: false }),
+        max_new_tokens: config.rl.maxNewTokens,
+      },
     });
     const { base = final, sft, firstBacktrack, tokens, flops, seconds } = this.#state;
     const elapsed = this.#elapsed();

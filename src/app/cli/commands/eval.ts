@@ -22,7 +22,7 @@ import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
-import { type FoundModel, findModel, newTokensFor, openModel } from "../model.ts";
+import { type FoundModel, findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
 import { countdownGameOf } from "../prompts.ts";
 import { openNamedTask } from "../task.ts";
 import { printable } from "../text.ts";
@@ -32,8 +32,8 @@ interface EvalOptions {
   readonly game?: CountdownGame;
   readonly data?: string;
   readonly samples: number;
-  readonly temperature: number;
-  readonly topP: number;
+  readonly temperature?: number;
+  readonly topP?: number;
   readonly maxNewTokens?: number;
   readonly limit?: number;
   readonly seed: number;
@@ -170,7 +170,9 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   const found = await findModel(name, options.runs);
   const model = await loadModelFolder(found.folder);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
-  const { samples, temperature, topP, seed, threads } = options;
+  const { samples, seed, threads } = options;
+  // As the model was measured when it was trained, so that measuring again gives the same number.
+  const { temperature, topP } = samplingFor(model, options);
   const maxNewTokens = newTokensFor(model, options.maxNewTokens ?? task.maxNewTokens);
   const longest = examples.reduce(
     (n, { prompt }) => Math.max(n, encodePrompt(model.tokenizer, prompt).length),
@@ -256,12 +258,15 @@ export function register(program: Command, io: Context): void {
       wholeNumber({ min: 1 }),
     )
     .option("--samples <k>", "answers to each prompt", wholeNumber({ min: 1 }), 1)
-    .option("--temperature <t>", "0 takes the likeliest token, 1 samples as trained", numberIn({ min: 0 }), 1)
+    .option(
+      "--temperature <t>",
+      "0 takes the likeliest token, 1 samples as trained; as the model says if left out",
+      numberIn({ min: 0 }),
+    )
     .option(
       "--top-p <p>",
-      "sample from the likeliest tokens that together reach p",
+      "sample from the likeliest tokens that together reach p; as the model says if left out",
       numberIn({ above: 0, max: 1 }),
-      1,
     )
     .option("--max-new-tokens <n>", "longest answer; as in training if left out", wholeNumber({ min: 1 }))
     .option("--seed <n>", "names the random numbers", wholeNumber(), 0)
