@@ -32,7 +32,7 @@ const QUICK: RunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 115,
+    steps: 70,
     prompts: 32,
     samples: 8,
     maxNewTokens: 216,
@@ -42,7 +42,8 @@ const QUICK: RunConfig = {
     scaling: "none",
     clipLow: 0.2,
     clipHigh: 0.28,
-    klBeta: 0,
+    // Without it sums that are rarely rewarded are unlearned: + went from 3 % wrong to 35 %, with it to 7 %.
+    klBeta: 0.02,
     referenceEvery: 400,
     updatesPerRollout: 1,
     epochs: 1,
