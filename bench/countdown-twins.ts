@@ -288,7 +288,7 @@ interface Measurement {
 /** How often the model of a run is right on test puzzles: one sample each, drawn as trained. */
 async function measure(path: string, config: RunConfig, puzzles: number): Promise<Measurement> {
   const model = await loadModelFolder(join(path, "model"));
-  const task = countdownTask(gameOf(config, { heldOut: "validation", heldOutCount: puzzles }));
+  const task = countdownTask(gameOf(config, { heldOut: "test", heldOutCount: puzzles }));
   const { threads } = config;
   const positions = model.config.maxPositions;
   const open = await openModel(model, { threads, slots: config.rl.slots, positions });
@@ -423,8 +423,33 @@ export async function countdownTwins(options: TwinsOptions): Promise<TwinsReport
   };
 }
 
-/** A step that takes so much longer or shorter than it did makes minutes that do not compare. */
+/** Times that differ by more than this share do not compare. */
 const TOLERANCE = 0.1;
+
+const differs = (factor: number): boolean => Math.abs(factor - 1) > TOLERANCE;
+
+/** What is wrong with the times of a report, a line each. */
+function timeWarnings({ rows, slowdown, minutesScale }: TwinsReport): string[] {
+  if (minutesScale !== 1) return [`times ${minutesScale} of what they should be: a check, not a result`];
+  const minutes = new Map(
+    rows.filter(({ variant }) => variant === "r1-zero").map((row) => [row.seed, row.minutes]),
+  );
+  return [
+    ...slowdown
+      .filter(({ factor }) => differs(factor))
+      .map(
+        ({ seed, factor }) =>
+          `seed ${seed}: a step takes ${factor.toFixed(2)} times as long as when r1-zero was trained; minutes do not compare`,
+      ),
+    ...rows
+      .map((row) => ({ ...row, factor: row.minutes / minutes.get(row.seed)! }))
+      .filter(({ factor }) => differs(factor))
+      .map(
+        ({ seed, variant, factor }) =>
+          `seed ${seed}: ${variant} took ${factor.toFixed(2)} times the minutes of r1-zero; keep the machine to itself`,
+      ),
+  ];
+}
 
 const points = (fraction: number): string => (100 * fraction).toFixed(1);
 
@@ -451,12 +476,11 @@ const COLUMNS: readonly Column<TwinRow>[] = [
 
 /** The report for people. */
 export function twinsLines(report: TwinsReport): string[] {
-  const { game, puzzles, rows, pooled, margins, slowdown, machine, minutesScale } = report;
+  const { game, puzzles, rows, pooled, margins, machine } = report;
   const seeds = new Set(rows.map(({ seed }) => seed)).size;
-  const off = slowdown.filter(({ factor }) => Math.abs(factor - 1) > TOLERANCE);
   return [
     `Countdown, the game ${game}: ${puzzles.toLocaleString("en")} test puzzles, one sample each at temperature 1`,
-    ...(minutesScale === 1 ? [] : [`times ${minutesScale} of what they should be: a check, not a result`]),
+    ...timeWarnings(report),
     "",
     ...table(rows, COLUMNS, Infinity, colorsFor(process.stdout, process.env)),
     "",
@@ -482,10 +506,6 @@ export function twinsLines(report: TwinsReport): string[] {
           ],
     ),
     "",
-    ...off.map(
-      ({ seed, factor }) =>
-        `seed ${seed}: a step takes ${factor.toFixed(2)} times as long as when r1-zero was trained; minutes do not compare`,
-    ),
     machineLine(machine),
   ];
 }

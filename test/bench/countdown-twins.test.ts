@@ -46,7 +46,7 @@ beforeAll(async () => {
   path = (await startRun({ root, name: "tiny", task, preset: "tiny", config, peak })).path;
   options = { run: [path], preset: "smoke", out: root, puzzles, minutesScale };
   report = await countdownTwins({ ...options, onNote: (line) => notes.push(line) });
-}, 120_000);
+}, 300_000);
 afterAll(() => rm(root, { recursive: true, force: true }));
 
 const rowOf = (variant: string) => report.rows.find((row) => row.variant === variant)!;
@@ -164,6 +164,22 @@ describe("twins of a run", () => {
   it("pool the puzzles of several seeds", () => {
     const rows = [...report.rows, ...report.rows.map((row) => ({ ...row, seed: 2 }))];
     expect(twinsLines({ ...report, rows }).join("\n")).toMatch(/base-on: \d+\.\d\u00a0% over 2 seeds \(/);
+  });
+
+  it("are told of with a warning where their times do not compare", () => {
+    const warnings = (minutes: number, factor: number, minutesScale = 1) => {
+      const rows = report.rows.map((row) => ({ ...row, minutes: row.variant === "base-on" ? minutes : 8 }));
+      const lines = twinsLines({ ...report, rows, minutesScale, slowdown: [{ seed: 1, factor }] });
+      return lines.filter((line) => /^seed 1: |^times /.test(line));
+    };
+    expect(warnings(8.7, 0.95)).toEqual([]);
+    expect(warnings(10, 1)).toEqual([
+      "seed 1: base-on took 1.25 times the minutes of r1-zero; keep the machine to itself",
+    ]);
+    expect(warnings(8, 0.5)).toEqual([
+      "seed 1: a step takes 0.50 times as long as when r1-zero was trained; minutes do not compare",
+    ]);
+    expect(warnings(10, 2, 0.05)).toEqual(["times 0.05 of what they should be: a check, not a result"]);
   });
 
   it("refuse what is no finished run of the game", async () => {
