@@ -133,14 +133,17 @@ describe("twins of a run", () => {
     const { path, final } = rowOf("no-thought-sft");
     const model = await loadModelFolder(join(path, "model"));
     const positions = model.config.maxPositions;
-    const open = await openModel(model, { threads: 1, slots: config.rl.slots, positions });
+    const open = await openModel(model, { threads: config.threads, slots: config.rl.slots, positions });
     const { maxNewTokens = 0 } = withoutThoughts({ heldOutCount: 1 });
     const limits = { maxNewTokens, temperature: 1, seed: 0, stopIds: model.stopIds };
     const summaryOn = async (heldOut: "validation" | "test") => {
       const task = countdownTask({ heldOut, heldOutCount: puzzles });
       return (await evaluate(open.engine, model.tokenizer, task, task.validation, limits)).summary;
     };
-    expect(await summaryOn("test")).toEqual(final);
+    // A barely trained model has near ties, which another rounding may decide another way: a token, not a puzzle.
+    const onTest = await summaryOn("test");
+    expect(onTest).toMatchObject({ count: final.count, samplesPerPrompt: 1, pass1: final.pass1 });
+    expect(Math.abs(onTest.meanLength - final.meanLength)).toBeLessThan(0.5);
     expect(await summaryOn("validation")).not.toEqual(final);
     await open.dispose();
   });
