@@ -29,7 +29,7 @@ import {
 } from "../src/learn/tasks/countdown/task.ts";
 import type { Puzzle } from "../src/learn/tasks/countdown/types.ts";
 import type { Task } from "../src/learn/tasks/task.ts";
-import { parseRunConfig, type RunConfig } from "../src/learn/train/config.ts";
+import { countdownOptions, parseRunConfig, type RunConfig } from "../src/learn/train/config.ts";
 import { PRESETS, type Preset, type PresetName } from "../src/learn/train/presets.ts";
 import { findRun, readRun } from "../src/learn/train/run-folder.ts";
 import { loadModelFolder } from "../src/model/checkpoint/folder.ts";
@@ -110,13 +110,6 @@ interface Reference {
   readonly textStep: number;
 }
 
-/** The game of a run, with its held-out puzzles from elsewhere where asked for. */
-function gameOf({ countdown }: RunConfig, heldOut: Partial<CountdownOptions> = {}): CountdownOptions {
-  const explore = Object.entries(countdown.explore).filter(([, value]) => value !== undefined);
-  const { game, formatWeight } = countdown;
-  return { game, formatWeight, explore: Object.fromEntries(explore), ...heldOut };
-}
-
 const scaled = (steps: number, scale: number): number => Math.max(1, Math.round(scale * steps));
 
 /** A configuration for other times; what a run measures on the way shrinks with them. */
@@ -158,7 +151,7 @@ async function trainReference(seed: number, options: TwinsOptions): Promise<Refe
   const { preset, out, minutesScale } = options;
   const config = scaledConfig({ ...PRESETS[preset].config, seed }, minutesScale);
   const name = `${preset}-seed-${seed}${scaleSuffix(minutesScale)}`;
-  const task = countdownTask(gameOf(config, { heldOutCount: config.evaluation.count }));
+  const task = countdownTask({ ...countdownOptions(config), heldOutCount: config.evaluation.count });
   const path = await trainTimed({ root: out, name, task, preset, config: async () => config });
   return referenceAt(path, 1);
 }
@@ -253,7 +246,7 @@ async function trainTwin(
   const { config, preset } = reference;
   const { out, onNote } = options;
   const { variant, timed } = twin;
-  const task = twin.task(gameOf(config, { heldOutCount: config.evaluation.count }));
+  const task = twin.task({ ...countdownOptions(config), heldOutCount: config.evaluation.count });
   const note = (line: string): void => onNote?.(`seed ${config.seed}, ${variant}: ${line}`);
   return trainTimed({
     root: out,
@@ -288,7 +281,7 @@ interface Measurement {
 /** How often the model of a run is right on test puzzles: one sample each, drawn as trained. */
 async function measure(path: string, config: RunConfig, puzzles: number): Promise<Measurement> {
   const model = await loadModelFolder(join(path, "model"));
-  const task = countdownTask(gameOf(config, { heldOut: "test", heldOutCount: puzzles }));
+  const task = countdownTask({ ...countdownOptions(config), heldOut: "test", heldOutCount: puzzles });
   const { threads } = config;
   const positions = model.config.maxPositions;
   const open = await openModel(model, { threads, slots: config.rl.slots, positions });

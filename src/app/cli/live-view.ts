@@ -6,22 +6,11 @@
 
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
-import type { RunResult, SampleRecord, Stage, StepMetrics } from "../../learn/records/records.ts";
+import type { RunResult, SampleRecord, StepMetrics } from "../../learn/records/records.ts";
+import type { RunFacts } from "../../learn/train/training.ts";
 import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";
-
-/** What is known before the first step. */
-export interface RunInfo {
-  readonly name: string;
-  readonly task: string;
-  readonly preset: string;
-  readonly seed: number;
-  readonly parameters: number;
-  /** What runs it: `2 threads, ffi`. */
-  readonly machine: string;
-  readonly stages: readonly { readonly stage: Stage; readonly steps: number }[];
-}
 
 /** What only the caller knows of a step. */
 export interface StepExtra {
@@ -32,7 +21,7 @@ export interface StepExtra {
 }
 
 export interface TrainingView {
-  start(info: RunInfo): void;
+  start(info: RunFacts): void;
   step(metrics: StepMetrics, extra?: StepExtra): void;
   /** A sample worth showing. */
   sample(sample: SampleRecord): void;
@@ -45,7 +34,7 @@ export interface TrainingView {
 
 /** Everything the panel shows. */
 export interface ViewState {
-  readonly info: RunInfo;
+  readonly info: RunFacts;
   /** The last step, absent before the first. */
   readonly step?: StepMetrics;
   readonly extra: StepExtra;

@@ -7,7 +7,7 @@ import { invariant } from "../../base/errors.ts";
 import { type DType, typedArray } from "../tensor/dtype.ts";
 import { toHalfBits } from "../tensor/half.ts";
 import { type HostArray, hostArray } from "../tensor/host.ts";
-import { normalizeAxis, type Shape, sameShape, sizeOf } from "../tensor/shape.ts";
+import { normalizeAxis, type Shape, sameShape } from "../tensor/shape.ts";
 import type { Value } from "./ir.ts";
 import { apply, constantIn } from "./trace.ts";
 
@@ -226,6 +226,3 @@ export function cachedAttention(
   );
   return { attended: outputs[0]!, keys: outputs[1]!, values: outputs[2]! };
 }
-
-/** Number of elements of a value. */
-export const elementCount = (x: Value): number => sizeOf(x.shape);

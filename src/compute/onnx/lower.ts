@@ -12,22 +12,13 @@ import { BYTES } from "../tensor/dtype.ts";
 import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
 import {
   type AttributeProto,
+  ELEMENT_TYPE,
   encodeModel,
   type NodeProto,
   type TensorProto,
   type ValueInfoProto,
 } from "./proto.ts";
 
-/** TensorProto.DataType. */
-const ELEMENT_TYPE: { readonly [D in DType]: number } = {
-  f32: 1,
-  u8: 2,
-  i8: 3,
-  i32: 6,
-  i64: 7,
-  bool: 9,
-  f16: 10,
-};
 const OPSET = 18;
 const IR_VERSION = 9;
 

@@ -4,6 +4,7 @@
  */
 
 import protobuf from "protobufjs";
+import type { DType } from "../tensor/dtype.ts";
 
 const root = protobuf.Root.fromJSON({
   nested: {
@@ -75,6 +76,17 @@ const root = protobuf.Root.fromJSON({
 });
 
 const ModelProto = root.lookupType("onnx.ModelProto");
+
+/** ONNX's own numbers for element types. @source onnx.proto, TensorProto.DataType */
+export const ELEMENT_TYPE: { readonly [D in DType]: number } = {
+  f32: 1,
+  u8: 2,
+  i8: 3,
+  i32: 6,
+  i64: 7,
+  bool: 9,
+  f16: 10,
+};
 
 export interface AttributeProto {
   readonly name: string;

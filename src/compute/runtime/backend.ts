@@ -1,5 +1,6 @@
 /** What the runtime asks of a way to reach ONNX Runtime. `ort-ffi.ts` and `ort-node.ts` provide it. */
 
+import { ELEMENT_TYPE } from "../onnx/proto.ts";
 import type { DType } from "../tensor/dtype.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 
@@ -50,18 +51,7 @@ export interface Backend {
   load(model: Uint8Array, options: SessionOptions): Promise<Session>;
 }
 
-/** ONNX's own numbers for element types. @source onnx.proto, TensorProto.DataType */
-export const ONNX_TYPE: { readonly [D in DType]: number } = {
-  f32: 1,
-  u8: 2,
-  i8: 3,
-  i32: 6,
-  i64: 7,
-  bool: 9,
-  f16: 10,
-};
-
 /** The dtype with this number in ONNX, if Pondera has it. */
 export function dtypeFromOnnx(type: number): DType | undefined {
-  return (Object.keys(ONNX_TYPE) as DType[]).find((dtype) => ONNX_TYPE[dtype] === type);
+  return (Object.keys(ELEMENT_TYPE) as DType[]).find((dtype) => ELEMENT_TYPE[dtype] === type);
 }

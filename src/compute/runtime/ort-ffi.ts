@@ -7,8 +7,9 @@
 
 import koffi, { type LibraryHandle } from "koffi";
 import { RuntimeError } from "../../base/errors.ts";
+import { ELEMENT_TYPE } from "../onnx/proto.ts";
 import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
-import { dtypeFromOnnx, ONNX_TYPE } from "./backend.ts";
+import { dtypeFromOnnx } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
 import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
@@ -153,7 +154,7 @@ function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceT
       data.byteLength,
       dims,
       dims.length,
-      ONNX_TYPE[dtype],
+      ELEMENT_TYPE[dtype],
       out,
     ),
   );

@@ -16,8 +16,3 @@ export const AXES = {
   P: "prompts",
   G: "samples per prompt; B = P·G",
 } as const;
-
-export type AxisName = keyof typeof AXES;
-
-/** A size along a named axis, so that exchanging two of them fails to compile. */
-export type Dim<N extends AxisName> = number & { readonly axis?: N };

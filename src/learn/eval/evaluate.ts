@@ -4,7 +4,7 @@ import type { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import type { CompletionRecord, EvalSummary } from "../records/records.ts";
-import { judge } from "../tasks/judge.ts";
+import { type Judgement, judge } from "../tasks/judge.ts";
 import type { Example, Judged, Task } from "../tasks/task.ts";
 import { summarize } from "./statistics.ts";
 
@@ -30,13 +30,12 @@ export interface Evaluation {
 /** Names the random streams of evaluations, apart from those of training with the same seed. */
 const EVALUATION_STREAM = 0xe7a1;
 
-/** A completion with the task's verdict, as records keep it. A sample that every reward skipped has the reward 0. */
-export async function recordOf<Row>(
-  task: Task<Row>,
-  example: Example<Row>,
+/** A completion with its verdict, as records keep it. A sample that every reward skipped has the reward 0. */
+export function completionRecord(
+  example: Pick<Example<unknown>, "id" | "prompt">,
   judged: Judged,
-): Promise<CompletionRecord> {
-  const { rewards, reward, correct } = await judge(task, judged, example);
+  { rewards, reward, correct }: Judgement,
+): CompletionRecord {
   return {
     id: example.id,
     prompt: example.prompt,
@@ -47,6 +46,15 @@ export async function recordOf<Row>(
     tokens: judged.tokens,
     truncated: judged.truncated,
   };
+}
+
+/** Judges a completion by its task. @throws TaskError when a reward breaks its contract */
+export async function recordOf<Row>(
+  task: Task<Row>,
+  example: Example<Row>,
+  judged: Judged,
+): Promise<CompletionRecord> {
+  return completionRecord(example, judged, await judge(task, judged, example));
 }
 
 /**

@@ -6,7 +6,7 @@
 import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { checkLlamaConfig, type LlamaConfig } from "../../model/arch/llama.ts";
-import { COUNTDOWN_GAMES, type CountdownGame } from "../tasks/countdown/task.ts";
+import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS, type ExploreOptions } from "../tasks/countdown/traces.ts";
 import { POLICY_LOSSES } from "./losses.ts";
 
@@ -360,4 +360,11 @@ export function modelConfig(
     maxPositions: task.maxPositions,
     tieEmbeddings: false,
   };
+}
+
+/** The built-in game as a configuration asks for it. */
+export function countdownOptions({ countdown }: Pick<RunConfig, "countdown">): CountdownOptions {
+  const { game, formatWeight } = countdown;
+  const explore = Object.entries(countdown.explore).filter(([, value]) => value !== undefined);
+  return { game, formatWeight, explore: Object.fromEntries(explore) };
 }

@@ -22,7 +22,7 @@ import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.t
 import type { DenseSizes } from "../cost/flops.ts";
 import { ledger } from "../cost/ledger.ts";
 import { measureMatmulPeak } from "../cost/peak.ts";
-import { type Evaluation, evaluate } from "../eval/evaluate.ts";
+import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
 import type {
   CompletionRecord,
   EvalSummary,
@@ -567,19 +567,7 @@ function sampleRecord<Row>(
   sample: Group<Row>["samples"][number],
   step: number,
 ): SampleRecord {
-  const { judged, rewards, reward, correct } = sample;
-  return {
-    stage: "rl",
-    step,
-    id: group.example.id,
-    prompt: group.example.prompt,
-    completion: judged.text,
-    rewards,
-    reward: reward ?? 0,
-    correct,
-    tokens: judged.tokens,
-    truncated: judged.truncated,
-  };
+  return { stage: "rl", step, ...completionRecord(group.example, sample.judged, sample) };
 }
 
 /** Three solved prompts to show: a short thought, a middling one and a long one. */

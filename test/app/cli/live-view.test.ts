@@ -6,7 +6,6 @@ import {
   advance,
   createTrainingView,
   mood,
-  type RunInfo,
   render,
   renderLine,
   renderResult,
@@ -14,12 +13,13 @@ import {
   type ViewState,
 } from "../../../src/app/cli/live-view.ts";
 import { columnsOf } from "../../../src/app/cli/text.ts";
+import type { RunFacts } from "../../../src/learn/train/training.ts";
 import { pretrainStep, result, sample, step } from "../../learn/train/synthetic.ts";
 
 const plain = picocolors.createColors(false);
 const painted = picocolors.createColors(true);
 
-const info: RunInfo = {
+const info: RunFacts = {
   name: "countdown-quick-2026-11-23-1",
   task: "countdown",
   preset: "quick",

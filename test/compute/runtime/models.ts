@@ -1,7 +1,11 @@
 /** Small ONNX models for the runtime's tests. */
 
-import { encodeModel, type NodeProto, type TensorProto } from "../../../src/compute/onnx/proto.ts";
-import { ONNX_TYPE } from "../../../src/compute/runtime/backend.ts";
+import {
+  ELEMENT_TYPE,
+  encodeModel,
+  type NodeProto,
+  type TensorProto,
+} from "../../../src/compute/onnx/proto.ts";
 import type { DType } from "../../../src/compute/tensor/dtype.ts";
 import type { TensorSpec } from "../../../src/compute/tensor/shape.ts";
 
@@ -37,7 +41,7 @@ export function onnx({ nodes, inputs, outputs, external = {} }: SmallModel): Uin
       name,
       type: {
         tensorType: {
-          elemType: ONNX_TYPE[dtype],
+          elemType: ELEMENT_TYPE[dtype],
           shape: { dim: shape.map((dimValue) => ({ dimValue })) },
         },
       },
@@ -46,7 +50,7 @@ export function onnx({ nodes, inputs, outputs, external = {} }: SmallModel): Uin
     ([name, { dtype, shape }]): TensorProto => ({
       name,
       dims: shape,
-      dataType: ONNX_TYPE[dtype],
+      dataType: ELEMENT_TYPE[dtype],
       externalData: [{ key: "location", value: name }],
       dataLocation: 1,
     }),

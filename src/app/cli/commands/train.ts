@@ -6,7 +6,13 @@ import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
 import type { Task } from "../../../learn/tasks/task.ts";
-import { parseRunConfig, type RunConfig, setOption, withDepth } from "../../../learn/train/config.ts";
+import {
+  countdownOptions,
+  parseRunConfig,
+  type RunConfig,
+  setOption,
+  withDepth,
+} from "../../../learn/train/config.ts";
 import { POLICY_LOSSES, type PolicyLossName } from "../../../learn/train/losses.ts";
 import { PRESETS, type PresetName } from "../../../learn/train/presets.ts";
 import { resumeRun, startRun } from "../../../learn/train/run.ts";
@@ -58,15 +64,10 @@ export function configFor(preset: PresetName, options: Partial<TrainOptions>): R
   return parseRunConfig(config);
 }
 
-/** Options of the built-in game that a configuration asks for. */
-function countdownOptions({ countdown, evaluation, validation }: RunConfig): CountdownOptions {
-  const explore = Object.entries(countdown.explore).filter(([, value]) => value !== undefined);
-  return {
-    game: countdown.game,
-    formatWeight: countdown.formatWeight,
-    explore: Object.fromEntries(explore),
-    heldOutCount: Math.max(evaluation.count, validation.count),
-  };
+/** Its game, with enough held-out puzzles for what it measures. */
+function gameOf(config: RunConfig): CountdownOptions {
+  const { evaluation, validation } = config;
+  return { ...countdownOptions(config), heldOutCount: Math.max(evaluation.count, validation.count) };
 }
 
 /** The configuration with the limits the task itself knows, unless they were asked for otherwise. */
@@ -86,7 +87,7 @@ function fitToTask(config: RunConfig, task: Task<unknown>, set: readonly string[
 
 async function begin(name: string, options: TrainOptions, run: RunOptions): Promise<RunOutcome> {
   const config = configFor(options.preset, options);
-  const { task, file, data } = await openNamedTask(name, countdownOptions(config));
+  const { task, file, data } = await openNamedTask(name, gameOf(config));
   return startRun({
     ...run,
     root: options.out,
@@ -101,7 +102,7 @@ async function begin(name: string, options: TrainOptions, run: RunOptions): Prom
 
 async function goOn(name: string, options: TrainOptions, run: RunOptions): Promise<RunOutcome> {
   const path = await findRun(options.out, name);
-  return resumeRun(path, (manifest, config) => reopenTask(manifest, countdownOptions(config)), {
+  return resumeRun(path, (manifest, config) => reopenTask(manifest, gameOf(config)), {
     ...run,
     set: options.set ?? [],
   });
