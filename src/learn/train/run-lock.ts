@@ -3,7 +3,7 @@
  * lock counts only while its process lives.
  */
 
-import { readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { readFile, rm, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { z } from "zod";
 import { FileError } from "../../base/errors.ts";
@@ -88,6 +88,35 @@ export async function isLocked(path: string): Promise<boolean> {
 }
 
 /**
+ * Removes a lock whose owner is dead. Only who made the file beside it may, and looks again first: a lock that another
+ * has taken over in the meantime is alive and stays.
+ * @throws RunLockedError while another is at it
+ */
+async function removeDead(
+  path: string,
+  found: { readonly text: string; readonly owner: Owner | undefined },
+): Promise<void> {
+  const claim = `${path}.takeover`;
+  try {
+    await writeFile(claim, "", { flag: "wx" });
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw fileError(path, "writable", error);
+    const made = await stat(claim).catch(() => undefined);
+    if (made === undefined || Date.now() - made.mtimeMs < WRITING_MS)
+      throw new RunLockedError(path, found.owner);
+    await rm(claim, { force: true });
+    return;
+  }
+  try {
+    // The same text is the same dead owner's; it cannot go or change while the claim is held.
+    const now = await readLock(path);
+    if (now?.text === found.text && !(await isLocked(path))) await rm(path, { force: true });
+  } finally {
+    await rm(claim, { force: true });
+  }
+}
+
+/**
  * Takes the lock, also over one whose process is gone.
  * @returns how to give it back
  * @throws RunLockedError when a living process holds it; FileError when the folder may not be written to
@@ -104,16 +133,6 @@ export async function acquireLock(path: string): Promise<() => Promise<void>> {
     const found = await readLock(path);
     if (found === undefined) continue;
     if (await isLocked(path)) throw new RunLockedError(path, found.owner);
-    // Two processes may both see a dead owner. Moving the file aside is atomic, so one of them moves the dead lock; if the
-    // other then moves the first one's new lock, it sees other text and puts it back.
-    const aside = `${path}.${process.pid}`;
-    try {
-      await rename(path, aside);
-      const moved = await readFile(aside, "utf8");
-      if (moved !== found.text) await rename(aside, path);
-      else await rm(aside);
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw fileError(path, "writable", error);
-    }
+    await removeDead(path, found);
   }
 }
