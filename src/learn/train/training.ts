@@ -17,6 +17,7 @@ import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
+import { numeralsOf } from "../../model/text/numerals.ts";
 import { THINK_TAGS } from "../../model/text/think.ts";
 import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
 import type { DenseSizes } from "../cost/flops.ts";
@@ -229,7 +230,9 @@ export class Training<Row> {
   #restore(checkpoint: Checkpoint | undefined): void {
     const { folder, runtime, config } = this.#parts;
     if (checkpoint === undefined) {
-      this.#trainer = this.#createTrainer(initializeLlama(this.#model, config.seed));
+      this.#trainer = this.#createTrainer(
+        initializeLlama(this.#model, config.seed, { numerals: numeralsOf(this.#tokenizer) }),
+      );
       return;
     }
     const where = join(folder.path, "checkpoints", `step-${checkpoint.step}`);

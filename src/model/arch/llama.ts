@@ -134,17 +134,67 @@ export function parameterCount(config: LlamaConfig): number {
   return llamaParameters(config).reduce((total, { shape }) => total + sizeOf(shape), 0);
 }
 
-/** Fresh weights; each tensor has its own random stream, so adding one does not move the others. */
-export function initializeLlama(config: LlamaConfig, seed: number): Record<string, HostArray<"f32">> {
+/**
+ * Fresh weights; each tensor has its own random stream, so adding one does not move the others.
+ * @param options.numerals  ids of tokens that are whole numbers, and those numbers: their rows of embedding and head begin
+ *   as {@link numeralFeatures}
+ */
+export function initializeLlama(
+  config: LlamaConfig,
+  seed: number,
+  options: { readonly numerals?: ReadonlyMap<number, number> } = {},
+): Record<string, HostArray<"f32">> {
   checkLlamaConfig(config);
   const entries = llamaParameters(config).map(({ name, shape, kind, initialStd }, index) => {
     const array = hostArray("f32", shape);
     const random = new Random(seed, 0x1417, index);
     for (let i = 0; i < array.data.length; i++)
       array.data[i] = kind === "norm" ? 1 : random.normal() * initialStd;
+    if ((kind === "embedding" || kind === "head") && options.numerals !== undefined) {
+      const std = kind === "embedding" ? 1 : 1 / Math.sqrt(config.hiddenSize);
+      writeNumerals(array, options.numerals, new Random(seed, 0x1418, index), std);
+    }
     return [name, array] as const;
   });
   return Object.fromEntries(entries);
+}
+
+/**
+ * Replaces the rows of numerals by random combinations of their features.
+ * @param std  of a row's elements: large beside a step of the optimizer, which would otherwise undo the circles at once
+ */
+function writeNumerals(
+  { shape, data }: HostArray<"f32">,
+  numerals: ReadonlyMap<number, number>,
+  random: Random,
+  std: number,
+): void {
+  const width = shape[1]!;
+  const features = numeralFeatures(0).length;
+  // Cosines and sines of the same angles: the squares of all features sum to half their number.
+  const scale = std / Math.sqrt(features / 2);
+  const directions = Float64Array.from({ length: features * width }, () => random.normal() * scale);
+  for (const [id, number] of numerals) {
+    const row = data.subarray(id * width, (id + 1) * width).fill(0);
+    for (const [f, feature] of numeralFeatures(number).entries())
+      for (let i = 0; i < width; i++) row[i]! += feature * directions[f * width + i]!;
+  }
+}
+
+/** Turns of the circles on which numbers lie: in units of the number, and of its natural logarithm. */
+const LINEAR_PERIODS = [2, 5, 10, 20, 50, 100, 200, 500];
+const LOG_PERIODS = [0.25, 0.5, 1, 2, 4, 8];
+
+/**
+ * A number as points on circles, cosine and sine of each (FoNE, arXiv:2502.09741, has those of powers of ten). To add is to
+ * turn a point by another's angle, which a gated layer can do: what is left to learn of a sum is a rotation and no table.
+ * Circles of the logarithm do the same for products.
+ */
+export function numeralFeatures(number: number): number[] {
+  // Nothing is lost by a zero beside the one: the linear circles tell them apart.
+  const log = Math.log(Math.max(1, number));
+  const turns = [...LINEAR_PERIODS.map((p) => number / p), ...LOG_PERIODS.map((p) => log / p)];
+  return turns.flatMap((turn) => [Math.cos(2 * Math.PI * turn), Math.sin(2 * Math.PI * turn)]);
 }
 
 /** Weights by name, traced. */

@@ -16,6 +16,7 @@ import {
   llamaDecode,
   llamaParameters,
   llamaTrain,
+  numeralFeatures,
   parameterCount,
   weightSpecs,
 } from "../../../src/model/arch/llama.ts";
@@ -355,5 +356,64 @@ describe("a configuration", () => {
       }));
     expect(build).toThrow(ConfigError);
     expect(build).toThrow(`llama: needs the weight ${missing}`);
+  });
+});
+
+describe("numerals", () => {
+  const config: LlamaConfig = {
+    ...TINY,
+    hiddenSize: 256,
+    heads: 4,
+    kvHeads: 4,
+    vocabSize: 60,
+    tieEmbeddings: false,
+  };
+  // Token 10 + n says n.
+  const numerals = new Map(Array.from({ length: 50 }, (_, n) => [10 + n, n]));
+  const plain = initializeLlama(config, 3);
+  const weights = initializeLlama(config, 3, { numerals });
+  const row = (name: string, id: number) => weights[name]!.data.subarray(id * 256, (id + 1) * 256);
+  const cosine = (a: Float32Array, b: Float32Array) => {
+    const dot = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, i) => sum + value * y[i]!, 0);
+    return dot(a, b) / Math.sqrt(dot(a, a) * dot(b, b));
+  };
+
+  it("are points on circles", () => {
+    // 5 is half a turn of the period 10, and a quarter turn of the period 20.
+    const features = numeralFeatures(5);
+    expect(features.slice(4, 6)).toEqual([expect.closeTo(-1, 12), expect.closeTo(0, 12)]);
+    expect(features.slice(6, 8)).toEqual([expect.closeTo(0, 12), expect.closeTo(1, 12)]);
+    // log 1 = 0 stands at the beginning of every circle of the logarithm.
+    expect(numeralFeatures(1).slice(-12)).toEqual([1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0]);
+  });
+
+  it("begin with the angles between them that their features have", () => {
+    const squared = numeralFeatures(0).length / 2;
+    for (const [m, n] of [
+      [3, 4],
+      [3, 13],
+      [20, 40],
+      [7, 49],
+    ] as const) {
+      const features = numeralFeatures(m);
+      const expected = numeralFeatures(n).reduce((sum, value, f) => sum + value * features[f]!, 0) / squared;
+      for (const name of ["model.embed_tokens.weight", "lm_head.weight"]) {
+        // Random directions of width 256 are at right angles within about 1/16.
+        expect(Math.abs(cosine(row(name, 10 + m), row(name, 10 + n)) - expected), name).toBeLessThan(0.2);
+      }
+    }
+  });
+
+  it("leave every other weight as it was", () => {
+    for (const [name, { data }] of Object.entries(plain)) {
+      const touched = name === "model.embed_tokens.weight" || name === "lm_head.weight";
+      const kept = touched ? 10 * 256 : data.length;
+      expect(weights[name]!.data.subarray(0, kept)).toEqual(data.subarray(0, kept));
+    }
+    const spread = (name: string) =>
+      Math.sqrt(row(name, 31).reduce((sum, value) => sum + value * value, 0) / 256);
+    expect(spread("model.embed_tokens.weight")).toBeGreaterThan(0.7);
+    expect(spread("model.embed_tokens.weight")).toBeLessThan(1.3);
+    expect(spread("lm_head.weight")).toBeCloseTo(1 / 16, 1);
   });
 });

@@ -35,6 +35,8 @@ export interface GameOptions {
    * do, so that × or ÷ is needed. @default "any"
    */
   readonly needs?: "any" | "times-or-divide";
+  /** What no result on the way need exceed. @default none */
+  readonly largest?: number;
   /** @default "train" */
   readonly split?: Exclude<Split, "published">;
 }
@@ -87,7 +89,7 @@ export function puzzleSource(options: GameOptions = {}): (random: Random) => Puz
     numbers: range = { min: 1, max: 100 },
     target: goal = { min: 1, max: 100 },
   } = options;
-  const { needs = "any", split = "train" } = options;
+  const { needs = "any", largest, split = "train" } = options;
   checkRange("numbers", range);
   checkRange("target", goal);
   if (counts.length === 0 || !counts.every((count) => Number.isInteger(count) && count >= 2 && count <= 6)) {
@@ -110,7 +112,7 @@ export function puzzleSource(options: GameOptions = {}): (random: Random) => Puz
     const count = random.pick(counts);
     for (let tries = 0; tries < MOST_TRIES; tries++) {
       const numbers = Array.from({ length: count }, () => within(range, random));
-      const targets = [...makeable(numbers)].filter(
+      const targets = [...makeable(numbers, largest)].filter(
         (target) =>
           target >= goal.min && target <= goal.max && (needs === "any" || !sumsMake(numbers, target)),
       );

@@ -168,8 +168,9 @@ export function solve({ numbers, target }: Puzzle, rules: SolveRules = {}): read
 /**
  * Every value that all the numbers together make with whole, non-negative results on the way: the targets for which
  * `solve` with "exactly-once" finds something, without building expressions. Three numbers take about 2 µs, four 0.1 ms.
+ * @param largest  that any result may be, on the way or at the end
  */
-export function makeable(numbers: readonly number[]): Set<number> {
+export function makeable(numbers: readonly number[], largest = Number.POSITIVE_INFINITY): Set<number> {
   const values = new Set<number>();
   const visit = (items: readonly number[]): void => {
     if (items.length === 1) {
@@ -180,9 +181,9 @@ export function makeable(numbers: readonly number[]): Set<number> {
       for (let j = i + 1; j < items.length; j++) {
         const next = items.filter((_, k) => k !== i && k !== j);
         const [large, small] = [Math.max(items[i]!, items[j]!), Math.min(items[i]!, items[j]!)];
-        visit([...next, large + small]);
+        if (large + small <= largest) visit([...next, large + small]);
         visit([...next, large - small]);
-        visit([...next, large * small]);
+        if (large * small <= largest) visit([...next, large * small]);
         if (small > 0 && large % small === 0) visit([...next, large / small]);
       }
     }

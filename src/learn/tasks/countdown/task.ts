@@ -7,6 +7,7 @@ import {
   COUNTDOWN_ALPHABET,
   COUNTDOWN_TOKENS,
   demonstrate,
+  EXPLORE_DEFAULTS,
   type ExploreOptions,
   explorationPuzzle,
   explore,
@@ -27,9 +28,10 @@ import { type CountdownRules, countdownRewards } from "./verify.ts";
 export const COUNTDOWN_GAMES = {
   quick: {
     counts: [3],
-    numbers: { min: 1, max: 25 },
+    numbers: { min: 1, max: 50 },
     target: { min: 10, max: 99 },
     needs: "times-or-divide",
+    largest: EXPLORE_DEFAULTS.largest,
   },
   long: { counts: [3, 4], numbers: { min: 1, max: 99 }, target: { min: 10, max: 99 } },
   cd3: { counts: [3], numbers: { min: 1, max: 100 }, target: { min: 1, max: 100 } },
