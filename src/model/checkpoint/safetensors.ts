@@ -9,12 +9,12 @@
  * dtypes that `DType` has no name for
  */
 
-import { type FileHandle, open } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { FileError, FormatError } from "../../base/errors.ts";
-import { fileError, readJson, writeFileAtomic } from "../../base/files.ts";
+import { FormatError } from "../../base/errors.ts";
+import { readJson, writeFileAtomic } from "../../base/files.ts";
 import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
+import { openRanges, type RangeReader } from "./range-reader.ts";
 
 /** What a file can hold: every host dtype, and bfloat16, which the host has no arrays of. */
 export type StoredDType = DType | "bf16";
@@ -260,34 +260,18 @@ function parseHeader(file: string, bytes: Uint8Array, fileBytes: number): Header
   return { entries, metadata };
 }
 
-/** One system call reads at most 2 GiB. */
-const SLICE_BYTES = 2 ** 30;
-
 async function readRange(
-  file: string,
-  handle: FileHandle,
+  reader: RangeReader,
   start: number,
   bytes: number,
 ): Promise<Uint8Array<ArrayBuffer>> {
   const data = new Uint8Array(bytes);
-  let done = 0;
-  while (done < bytes) {
-    const length = Math.min(bytes - done, SLICE_BYTES);
-    const { bytesRead } = await handle.read(data, done, length, start + done);
-    if (bytesRead === 0) {
-      throw new FileError({
-        where: file,
-        rule: `must stay as it is while it is read; ${start + bytes} bytes were expected`,
-        got: `${start + done}`,
-      });
-    }
-    done += bytesRead;
-  }
+  await reader.readInto(data, start);
   return data;
 }
 
-async function readHeader(file: string, handle: FileHandle): Promise<Header> {
-  const { size } = await handle.stat();
+async function readHeader(reader: RangeReader): Promise<Header> {
+  const { file, size } = reader;
   if (size < PREFIX_BYTES) {
     throw new FormatError({
       where: file,
@@ -295,7 +279,7 @@ async function readHeader(file: string, handle: FileHandle): Promise<Header> {
       got: `${size} bytes`,
     });
   }
-  const prefix = await readRange(file, handle, 0, PREFIX_BYTES);
+  const prefix = await readRange(reader, 0, PREFIX_BYTES);
   const length = new DataView(prefix.buffer).getBigUint64(0, true);
   const limit = Math.min(size - PREFIX_BYTES, MAX_HEADER_BYTES);
   if (length > limit) {
@@ -305,7 +289,7 @@ async function readHeader(file: string, handle: FileHandle): Promise<Header> {
       got: `${length}`,
     });
   }
-  return parseHeader(file, await readRange(file, handle, PREFIX_BYTES, Number(length)), size);
+  return parseHeader(file, await readRange(reader, PREFIX_BYTES, Number(length)), size);
 }
 
 /**
@@ -313,32 +297,23 @@ async function readHeader(file: string, handle: FileHandle): Promise<Header> {
  * @throws FileError when it cannot be read; FormatError naming the field that breaks the format
  */
 export async function openSafetensors(file: string): Promise<TensorSource> {
-  let handle: FileHandle;
-  try {
-    handle = await open(file, "r");
-  } catch (error) {
-    throw fileError(file, "readable", error);
-  }
+  const reader = await openRanges(file);
   let header: Header;
   try {
-    header = await readHeader(file, handle);
+    header = await readHeader(reader);
   } catch (error) {
-    await handle.close();
-    throw fileError(file, "readable", error);
+    await reader.close();
+    throw error;
   }
-  const close = () => handle.close();
+  const close = () => reader.close();
   return {
     tensors: header.entries,
     metadata: header.metadata,
     async read(name) {
       const entry = header.entries.get(name);
       if (entry === undefined) throw missing(file, name);
-      try {
-        const data = await readRange(file, handle, entry.start, entry.bytes);
-        return { dtype: entry.dtype, shape: entry.shape, data };
-      } catch (error) {
-        throw fileError(file, "readable", error);
-      }
+      const data = await readRange(reader, entry.start, entry.bytes);
+      return { dtype: entry.dtype, shape: entry.shape, data };
     },
     close,
     [Symbol.asyncDispose]: close,

@@ -1,0 +1,65 @@
+/**
+ * An open file of which ranges are read when they are needed, into memory the caller chose: whoever loads a model reads each
+ * tensor once, into the array it will live in, so that the file is never in memory beside the model.
+ *
+ * Plain positioned reads, not a memory map: Node has none, and a map through native code would turn a file that shrinks while
+ * it is read into a signal that kills the process, where a short read is an error that can be named.
+ */
+
+import { type FileHandle, open, stat } from "node:fs/promises";
+import { FileError } from "../../base/errors.ts";
+import { fileError } from "../../base/files.ts";
+
+export interface RangeReader {
+  readonly file: string;
+  /** Bytes in the file when it was opened. */
+  readonly size: number;
+  /** Fills `target` with the bytes from `start` on. @throws FileError when the file cannot be read, or has become shorter */
+  readInto(target: Uint8Array, start: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** One system call reads at most 2 GiB. */
+const SLICE_BYTES = 2 ** 30;
+
+/** @throws FileError when there is no such file, it may not be read, or it is no regular file */
+export async function openRanges(file: string): Promise<RangeReader> {
+  let handle: FileHandle | undefined;
+  let size: number;
+  try {
+    // Before opening: to open a pipe is to wait for its writer.
+    if (!(await stat(file)).isFile()) {
+      throw new FileError({ where: file, rule: "must be a file", got: "something else" });
+    }
+    handle = await open(file, "r");
+    size = (await handle.stat()).size;
+  } catch (error) {
+    await handle?.close();
+    throw fileError(file, "readable", error);
+  }
+  const opened = handle;
+  return {
+    file,
+    size,
+    async readInto(target, start) {
+      try {
+        let done = 0;
+        while (done < target.byteLength) {
+          const length = Math.min(target.byteLength - done, SLICE_BYTES);
+          const { bytesRead } = await opened.read(target, done, length, start + done);
+          if (bytesRead === 0) {
+            throw new FileError({
+              where: file,
+              rule: `must stay as it is while it is read; ${start + target.byteLength} bytes were expected`,
+              got: `${start + done}`,
+            });
+          }
+          done += bytesRead;
+        }
+      } catch (error) {
+        throw fileError(file, "readable", error);
+      }
+    },
+    close: () => opened.close(),
+  };
+}
