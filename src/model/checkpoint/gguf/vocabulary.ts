@@ -1,0 +1,120 @@
+/**
+ * The tokenizer of a GGUF file as plain data: what the metadata under `tokenizer.` says, checked for consistency and nothing
+ * more. What tokenizes with it is another matter.
+ *
+ * @source github.com/ggml-org/ggml, docs/gguf.md, "Tokenizer"; github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py
+ */
+
+import type { Metadata } from "./metadata.ts";
+
+/** What a token is; `tokenTypes` holds these numbers. */
+export const TOKEN_TYPES = {
+  normal: 1,
+  unknown: 2,
+  control: 3,
+  userDefined: 4,
+  unused: 5,
+  byte: 6,
+} as const;
+
+export interface GgufVocabulary {
+  /** `gpt2` is byte-level BPE, `llama` is SentencePiece; others exist. */
+  readonly model: string;
+  /** Which rules split text before BPE: `llama-bpe`, `qwen2`, `deepseek-r1-qwen`, … */
+  readonly pre?: string;
+  /** By id. Byte-level tokens in GPT-2's alphabet, SentencePiece's with ▁ for spaces. */
+  readonly tokens: readonly string[];
+  /** By id; SentencePiece's log-probabilities. */
+  readonly scores?: Float32Array;
+  /** By id, numbers of {@link TOKEN_TYPES}. */
+  readonly tokenTypes?: Int32Array;
+  /** Best first, each two tokens with a space between. */
+  readonly merges?: readonly string[];
+  readonly bosId?: number;
+  readonly eosId?: number;
+  /** Ends a turn of a chat. */
+  readonly eotId?: number;
+  readonly unknownId?: number;
+  readonly paddingId?: number;
+  readonly addBos?: boolean;
+  readonly addEos?: boolean;
+  /** SentencePiece: whether a space is put before the text. */
+  readonly addSpacePrefix?: boolean;
+  /** A Jinja template. */
+  readonly chatTemplate?: string;
+}
+
+const at = (name: string) => `tokenizer.ggml.${name}`;
+
+const IDS = [
+  ["bosId", at("bos_token_id")],
+  ["eosId", at("eos_token_id")],
+  ["eotId", at("eot_token_id")],
+  ["unknownId", at("unknown_token_id")],
+  ["paddingId", at("padding_token_id")],
+] as const;
+
+const FLAGS = [
+  ["addBos", at("add_bos_token")],
+  ["addEos", at("add_eos_token")],
+  ["addSpacePrefix", at("add_space_prefix")],
+] as const;
+
+const CHAT_TEMPLATE = "tokenizer.chat_template";
+
+/** @returns undefined when the file has no tokenizer; @throws FormatError naming the key that is missing or does not fit */
+export function readVocabulary(metadata: Metadata): GgufVocabulary | undefined {
+  if (!metadata.has(at("model"))) return undefined;
+  const tokens = metadata.strings(at("tokens"));
+  const oneEach = <T extends { readonly length: number }>(key: string, array: T): T => {
+    if (array.length === tokens.length) return array;
+    return metadata.fail(
+      key,
+      `must have an entry for each of the ${tokens.length} tokens`,
+      `${array.length}`,
+    );
+  };
+  const id = (key: string): number => {
+    const value = metadata.count(key);
+    return value < tokens.length ? value : metadata.fail(key, `must be below the ${tokens.length} tokens`);
+  };
+  const given = <T>(key: string, read: (key: string) => T): T | undefined =>
+    metadata.has(key) ? read(key) : undefined;
+  const all = {
+    model: metadata.string(at("model")),
+    pre: given(at("pre"), (key) => metadata.string(key)),
+    tokens,
+    scores: given(at("scores"), (key) => oneEach(key, metadata.floats(key))),
+    tokenTypes: given(at("token_type"), (key) => oneEach(key, metadata.ints(key))),
+    merges: given(at("merges"), (key) => metadata.strings(key)),
+    ...Object.fromEntries(IDS.map(([field, key]) => [field, given(key, id)])),
+    ...Object.fromEntries(FLAGS.map(([field, key]) => [field, given(key, () => metadata.boolean(key))])),
+    chatTemplate: given(CHAT_TEMPLATE, (key) => metadata.string(key)),
+  };
+  return Object.fromEntries(
+    Object.entries(all).filter(([, value]) => value !== undefined),
+  ) as unknown as GgufVocabulary;
+}
+
+/** The metadata that {@link readVocabulary} reads back, by key. */
+export function vocabularyMetadata(
+  vocabulary: GgufVocabulary,
+): [string, string | number | boolean | readonly string[] | Float32Array | Int32Array][] {
+  const pairs: [
+    string,
+    string | number | boolean | readonly string[] | Float32Array | Int32Array | undefined,
+  ][] = [
+    [at("model"), vocabulary.model],
+    [at("pre"), vocabulary.pre],
+    [at("tokens"), vocabulary.tokens],
+    [at("scores"), vocabulary.scores],
+    [at("token_type"), vocabulary.tokenTypes],
+    [at("merges"), vocabulary.merges],
+    ...IDS.map(([field, key]) => [key, vocabulary[field]] as const).map(
+      (pair) => [...pair] as [string, number | undefined],
+    ),
+    ...FLAGS.map(([field, key]) => [key, vocabulary[field]] as [string, boolean | undefined]),
+    [CHAT_TEMPLATE, vocabulary.chatTemplate],
+  ];
+  return pairs.flatMap(([key, value]) => (value === undefined ? [] : [[key, value]]));
+}
