@@ -474,9 +474,9 @@ async function listCheckpoints(path: string): Promise<number[]> {
     .sort((a, b) => a - b);
 }
 
-/** A stored tensor as typed numbers. @throws FormatError on bf16, which a checkpoint never holds */
+/** A stored tensor as typed numbers. @throws FormatError on a type that the host has no arrays of */
 function toHost(where: string, { dtype, shape, data }: StoredTensor): HostArray {
-  if (dtype === "bf16")
+  if (dtype === "bf16" || dtype === "f8_e4m3")
     throw new FormatError({ where, rule: "a checkpoint's tensors have a host dtype", got: dtype });
   return hostArray(dtype, shape, typedArray(dtype, data.byteLength / BYTES[dtype], data.buffer));
 }

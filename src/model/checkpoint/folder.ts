@@ -13,8 +13,9 @@ import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
 import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
-import { openSafetensors, openSharded, type TensorSource, writeSafetensors } from "./safetensors.ts";
-import { toF32 } from "./widen.ts";
+import type { FloatSource } from "./float-source.ts";
+import { openSafetensors, openSharded, writeSafetensors } from "./safetensors.ts";
+import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
 export interface ModelWeights extends ParsedLlamaConfig {
@@ -43,11 +44,11 @@ const fileExists = (path: string): Promise<boolean> =>
     () => false,
   );
 
-async function openWeights(folder: string): Promise<{ source: TensorSource; file: string }> {
+async function openWeights(folder: string): Promise<FloatSource> {
   const file = join(folder, WEIGHTS);
-  if (await fileExists(file)) return { source: await openSafetensors(file), file };
+  if (await fileExists(file)) return safetensorsFloats(file, await openSafetensors(file));
   const index = join(folder, INDEX);
-  if (await fileExists(index)) return { source: await openSharded(index), file: index };
+  if (await fileExists(index)) return safetensorsFloats(index, await openSharded(index));
   throw new FileError({
     where: folder,
     rule: `must hold ${WEIGHTS} or ${INDEX}`,
@@ -65,14 +66,10 @@ function isRedundant(name: string, config: LlamaConfig): boolean {
 }
 
 /** @throws FormatError naming the first tensor that is missing, of another shape or not the model's */
-function checkTensors(
-  file: string,
-  tensors: ReadonlyMap<string, { readonly shape: Shape }>,
-  config: LlamaConfig,
-): void {
+function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: LlamaConfig): void {
   const expected = new Map(llamaParameters(config).map(({ name, shape }) => [name, shape]));
   for (const [name, shape] of expected) {
-    const found = tensors.get(name)?.shape;
+    const found = shapes.get(name);
     if (found === undefined || !sameShape(found, shape)) {
       throw new FormatError({
         where: `${file}: ${name}`,
@@ -81,7 +78,7 @@ function checkTensors(
       });
     }
   }
-  for (const name of tensors.keys()) {
+  for (const name of shapes.keys()) {
     if (!expected.has(name)) {
       throw new FormatError({
         where: `${file}: ${name}`,
@@ -93,15 +90,52 @@ function checkTensors(
 }
 
 /** A tied model whose file holds a head of its own, other than the embedding, would change its answers on the way. */
-async function checkTiedHead(file: string, source: TensorSource): Promise<void> {
-  const [head, embedding] = [await source.read(HEAD), await source.read(EMBEDDING)];
-  if (head.dtype === embedding.dtype && Buffer.compare(head.data, embedding.data) === 0) return;
+async function checkTiedHead(source: FloatSource, embedding: HostArray<"f32">): Promise<void> {
+  const head = await source.readF32(HEAD);
+  const bytes = ({ data }: HostArray<"f32">) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+  if (sameShape(head.shape, embedding.shape) && Buffer.compare(bytes(head), bytes(embedding)) === 0) return;
   throw new FormatError({
-    where: `${file}: ${HEAD}`,
+    where: `${source.file}: ${HEAD}`,
     rule: `must equal ${EMBEDDING} where tie_word_embeddings is true`,
     got: "other values",
     remedy: "Set tie_word_embeddings to false in config.json if the head is meant to differ",
   });
+}
+
+/**
+ * Every weight of a model, from whatever file. The source stays open.
+ * @throws FormatError when its tensors are not those of the config
+ */
+export async function readWeights(
+  source: FloatSource,
+  config: LlamaConfig,
+): Promise<Record<string, HostArray<"f32">>> {
+  const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
+  checkTensors(source.file, new Map(own), config);
+  const tensors: Record<string, HostArray<"f32">> = {};
+  for (const { name } of llamaParameters(config)) {
+    tensors[name] = await source.readF32(name);
+    if (name === EMBEDDING && config.tieEmbeddings && source.shapes.has(HEAD)) {
+      await checkTiedHead(source, tensors[name]);
+    }
+  }
+  return tensors;
+}
+
+/** How DeepSeek-V3 and R1 say that their matrices are 8-bit floats with a scale a block; other keys do not matter to weights. */
+const Fp8Blocks = z.looseObject({
+  quant_method: z.literal("fp8"),
+  weight_block_size: z.tuple([z.literal(SCALE_BLOCK), z.literal(SCALE_BLOCK)]),
+});
+
+/**
+ * A config without its note of 8-bit floats: weights are float32 once they are read. Any other quantisation stays, for whoever
+ * parses the config to refuse.
+ */
+function withoutFp8(json: unknown): unknown {
+  if (typeof json !== "object" || json === null || !("quantization_config" in json)) return json;
+  const { quantization_config: quantization, ...rest } = json;
+  return Fp8Blocks.safeParse(quantization).success ? rest : json;
 }
 
 /**
@@ -112,20 +146,9 @@ async function checkTiedHead(file: string, source: TensorSource): Promise<void> 
 export async function loadModelWeights(folder: string): Promise<ModelWeights> {
   await recoverFolder(folder);
   const configFile = join(folder, CONFIG);
-  const { config, extra } = parseLlamaConfig(configFile, await readJson(configFile));
-  const { source, file } = await openWeights(folder);
-  try {
-    const own = [...source.tensors].filter(([name]) => !isRedundant(name, config));
-    checkTensors(file, new Map(own), config);
-    if (config.tieEmbeddings && source.tensors.has(HEAD)) await checkTiedHead(file, source);
-    const tensors: Record<string, HostArray<"f32">> = {};
-    for (const { name } of llamaParameters(config)) {
-      tensors[name] = toF32(await source.read(name), `${file}: ${name}`);
-    }
-    return { config, extra, tensors };
-  } finally {
-    await source.close();
-  }
+  const { config, extra } = parseLlamaConfig(configFile, withoutFp8(await readJson(configFile)));
+  await using source = await openWeights(folder);
+  return { config, extra, tensors: await readWeights(source, config) };
 }
 
 const TokenIds = z.union([
@@ -207,7 +230,8 @@ export async function saveModelFolder(
   const configJson = llamaConfigJson({ config, extra: { ...ids, ...model.extra } });
   parseLlamaConfig(CONFIG, configJson);
   checkVocabulary(CONFIG, config, tokenizer);
-  checkTensors(WEIGHTS, new Map(Object.entries(tensors)), config);
+  const shapes = new Map(Object.entries(tensors).map(([name, { shape }]) => [name, shape]));
+  checkTensors(WEIGHTS, shapes, config);
   const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
   await writeFolderAtomic(folder, async (partial) => {
     await writeFileAtomic(join(partial, CONFIG), text(configJson));

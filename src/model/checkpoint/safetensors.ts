@@ -10,14 +10,14 @@
  */
 
 import { basename, dirname, join } from "node:path";
-import { FormatError } from "../../base/errors.ts";
+import { FormatError, invariant } from "../../base/errors.ts";
 import { readJson, writeFileAtomic } from "../../base/files.ts";
 import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
 import { openRanges, type RangeReader } from "./range-reader.ts";
 
-/** What a file can hold: every host dtype, and bfloat16, which the host has no arrays of. */
-export type StoredDType = DType | "bf16";
+/** What a file can hold: every host dtype, and two that the host has no arrays of: bfloat16 and 8-bit floats (E4M3). */
+export type StoredDType = DType | "bf16" | "f8_e4m3";
 
 /** What {@link writeSafetensors} takes: a `HostArray`, a {@link StoredTensor}, or anything of their form. */
 export interface TensorBytes {
@@ -46,6 +46,11 @@ export interface TensorSource extends AsyncDisposable {
   readonly metadata: Readonly<Record<string, string>>;
   /** @throws FormatError when there is no such tensor; FileError when the file cannot be read */
   read(name: string): Promise<StoredTensor>;
+  /**
+   * Fills `target` with a tensor's bytes, from its byte `start` on.
+   * @throws FormatError when there is no such tensor; FileError when the file cannot be read
+   */
+  readInto(name: string, target: Uint8Array, start: number): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -57,6 +62,7 @@ const FILE_DTYPES: readonly { readonly dtype: StoredDType; readonly name: string
     { dtype: "i32", name: "I32", bytes: BYTES.i32 },
     { dtype: "bf16", name: "BF16", bytes: 2 },
     { dtype: "f16", name: "F16", bytes: BYTES.f16 },
+    { dtype: "f8_e4m3", name: "F8_E4M3", bytes: 1 },
     { dtype: "i8", name: "I8", bytes: BYTES.i8 },
     { dtype: "u8", name: "U8", bytes: BYTES.u8 },
     { dtype: "bool", name: "BOOL", bytes: BYTES.bool },
@@ -306,14 +312,22 @@ export async function openSafetensors(file: string): Promise<TensorSource> {
     throw error;
   }
   const close = () => reader.close();
+  const entryOf = (name: string): Entry => {
+    const entry = header.entries.get(name);
+    if (entry === undefined) throw missing(file, name);
+    return entry;
+  };
   return {
     tensors: header.entries,
     metadata: header.metadata,
     async read(name) {
-      const entry = header.entries.get(name);
-      if (entry === undefined) throw missing(file, name);
-      const data = await readRange(reader, entry.start, entry.bytes);
-      return { dtype: entry.dtype, shape: entry.shape, data };
+      const { dtype, shape, start, bytes } = entryOf(name);
+      return { dtype, shape, data: await readRange(reader, start, bytes) };
+    },
+    async readInto(name, target, start) {
+      const entry = entryOf(name);
+      invariant(start >= 0 && start + target.byteLength <= entry.bytes, "a range lies inside its tensor");
+      await reader.readInto(target, entry.start + start);
     },
     close,
     [Symbol.asyncDispose]: close,
@@ -382,13 +396,16 @@ export async function openSharded(indexFile: string): Promise<TensorSource> {
     await close();
     throw error;
   }
+  const shardOf = (name: string): TensorSource => {
+    const shard = shards.get(weightMap.get(name) ?? "");
+    if (shard === undefined) throw missing(indexFile, name);
+    return shard;
+  };
   return {
     tensors,
     metadata,
-    read(name) {
-      const shard = shards.get(weightMap.get(name) ?? "");
-      return shard === undefined ? Promise.reject(missing(indexFile, name)) : shard.read(name);
-    },
+    read: async (name) => await shardOf(name).read(name),
+    readInto: async (name, target, start) => await shardOf(name).readInto(name, target, start),
     close,
     [Symbol.asyncDispose]: close,
   };

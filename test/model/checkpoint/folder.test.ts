@@ -236,6 +236,24 @@ describe("loadModelWeights", () => {
     }
   });
 
+  it("passes over the note of 8-bit blocks in a config, and over no other quantisation", async () => {
+    const folder = await copyOf(SAVED);
+    const note = {
+      quant_method: "fp8",
+      fmt: "e4m3",
+      activation_scheme: "dynamic",
+      weight_block_size: [128, 128],
+    };
+    await changeJson(join(folder, "config.json"), { quantization_config: note });
+    const { extra, tensors } = await loadModelWeights(folder);
+    expect(extra).not.toHaveProperty("quantization_config");
+    expect(tensors).toEqual((await loadModelWeights(SAVED)).tensors);
+    for (const change of [{ weight_block_size: [64, 128] }, { quant_method: "gptq" }]) {
+      await changeJson(join(folder, "config.json"), { quantization_config: { ...note, ...change } });
+      await expect(loadModelWeights(folder)).rejects.toThrow(/quantization_config: must be absent/);
+    }
+  });
+
   it("names a tensor that is missing, of another shape, of another kind or not the model's", async () => {
     const rows: [Record<string, HostArray | undefined>, RegExp][] = [
       [{ [EMBEDDING]: undefined }, /model\.safetensors: model\.embed_tokens\.weight: .*got no such tensor/],
@@ -251,7 +269,7 @@ describe("loadModelWeights", () => {
     const folder = await copyOf(SAVED);
     await changeTensors(folder, { [EMBEDDING]: hostArray("i32", [71, 12]) });
     await expect(loadModelWeights(folder)).rejects.toThrow(
-      /embed_tokens\.weight: must be F32, F16 or BF16; got I32/,
+      /embed_tokens\.weight: must be F32, F16, BF16 or F8_E4M3; got I32/,
     );
   });
 

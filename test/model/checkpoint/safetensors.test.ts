@@ -107,7 +107,7 @@ describe("safetensors", () => {
 
   it("round-trips any tensors and metadata, bit for bit", async () => {
     const file = join(await temporaryFolder(), "x.safetensors");
-    const width = { f32: 4, f16: 2, bf16: 2, i64: 8, i32: 4, i8: 1, u8: 1, bool: 1 };
+    const width = { f32: 4, f16: 2, bf16: 2, f8_e4m3: 1, i64: 8, i32: 4, i8: 1, u8: 1, bool: 1 };
     const anyTensor = fc
       .tuple(
         fc.constantFrom(...(Object.keys(width) as StoredDType[])),

@@ -87,6 +87,6 @@ describe("widening to float32", () => {
   it("takes no integers for weights", () => {
     const ids = { dtype: "i64", shape: [1], data: new Uint8Array(8) } as const;
     expect(() => toF32(ids, "model.safetensors: ids")).toThrow(DTypeError);
-    expect(() => toF32(ids, "model.safetensors: ids")).toThrow("must be F32, F16 or BF16; got I64");
+    expect(() => toF32(ids, "model.safetensors: ids")).toThrow("must be F32, F16, BF16 or F8_E4M3; got I64");
   });
 });
