@@ -4,6 +4,7 @@ import { FormatError } from "../../../base/errors.ts";
 import { type HostArray, hostArray } from "../../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../../compute/tensor/shape.ts";
 import type { FloatSource } from "../float-source.ts";
+import { headRow } from "../rotary-rows.ts";
 import { architectureOf, ggufConfig } from "./config.ts";
 import { dequantizeInto } from "./dequantize.ts";
 import { Metadata } from "./metadata.ts";
@@ -36,16 +37,6 @@ export interface GgufModel extends FloatSource {
 
 /** Bytes of a file read at once. */
 const WINDOW_BYTES = 2 ** 20;
-
-/**
- * Where in Hugging Face's order a row of the file goes.
- * @param rows in all, @param heads they belong to
- */
-function headRow(row: number, rows: number, heads: number): number {
-  const D = rows / heads;
-  const within = row % D;
-  return row - within + (within >> 1) + (within & 1) * (D / 2);
-}
 
 /** Some blocks of a tensor, in pieces of at most a window. @param visit gets the bytes and the number of the first block */
 async function eachPiece(

@@ -1,0 +1,65 @@
+/** A model from whatever a person has: a folder in Hugging Face layout, or a GGUF file. */
+
+import { stat } from "node:fs/promises";
+import { ConfigError, FormatError } from "../../base/errors.ts";
+import { fileError, recoverFolder } from "../../base/files.ts";
+import type { Tokenizer } from "../text/tokenizer.ts";
+import { parseLlamaConfig } from "./config.ts";
+import { loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
+import { openGgufModel } from "./gguf/model.ts";
+import type { GgufVocabulary } from "./gguf/vocabulary.ts";
+
+export interface LoadedModel extends ModelFolder {
+  /** A GGUF file's Jinja template; a folder keeps its own in `tokenizer_config.json`. */
+  readonly chatTemplate?: string;
+}
+
+/** Makes a tokenizer of a GGUF file's vocabulary. */
+export type OpenVocabulary = (vocabulary: GgufVocabulary) => Tokenizer;
+
+async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<LoadedModel> {
+  await using model = await openGgufModel(file);
+  const { vocabulary } = model;
+  if (vocabulary === undefined) {
+    throw new FormatError({
+      where: `${file}: tokenizer.ggml.model`,
+      rule: "must be given, for the model to read and write text",
+      got: "nothing",
+    });
+  }
+  const { config, extra } = parseLlamaConfig(file, model.config);
+  const tokenizer = openVocabulary(vocabulary);
+  if (tokenizer.vocabSize > config.vocabSize) {
+    throw new ConfigError({
+      where: `${file}: tokenizer.ggml.tokens`,
+      rule: `must be at most the embedding's ${config.vocabSize} rows`,
+      got: `${tokenizer.vocabSize}`,
+    });
+  }
+  const stops = [vocabulary.eosId ?? tokenizer.eosId, vocabulary.eotId];
+  return {
+    config,
+    extra,
+    tensors: await readWeights(model, config),
+    tokenizer,
+    generationConfig: {},
+    stopIds: [...new Set(stops.filter((id) => id !== undefined))],
+    ...(vocabulary.chatTemplate === undefined ? {} : { chatTemplate: vocabulary.chatTemplate }),
+  };
+}
+
+/**
+ * A whole model.
+ * @param path a folder, or a GGUF file
+ * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and `openVocabulary`
+ */
+export async function loadModel(path: string, openVocabulary: OpenVocabulary): Promise<LoadedModel> {
+  await recoverFolder(path);
+  let isFolder: boolean;
+  try {
+    isFolder = (await stat(path)).isDirectory();
+  } catch (error) {
+    throw fileError(path, "readable", error);
+  }
+  return isFolder ? await loadModelFolder(path) : await loadGguf(path, openVocabulary);
+}
