@@ -89,7 +89,8 @@ def quantised_file() -> None:
     random = numpy.random.default_rng(2)
     rows = [random.standard_normal(64) * 10.0**power for power in (-6, -3, 0, 3)]
     # All zero; equal and opposite extremes, of which the first counts; values half a step apart; one value alone.
-    rows += [numpy.zeros(64), numpy.tile([1.0, -1.0], 32), numpy.arange(64) / 2 - 16, numpy.eye(1, 64)[0] * -3]
+    # No block of negative zeros alone: gguf-py takes the scale's sign from the first of them, llama.cpp's own loop from none.
+    rows += [numpy.zeros(64), numpy.tile([1.0, -1.0], 32), numpy.arange(64) / 2 - 16, -3 * numpy.eye(1, 64)[0] + 0.0]
     values = numpy.array(rows, dtype=numpy.float32)
     kinds = {name: quantize(values, GGMLQuantizationType[name]).tobytes().hex() for name in ("Q4_0", "Q8_0", "F16", "BF16")}
     save("quantized.json", {**MADE_BY, "shape": list(values.shape), "values": values.tobytes().hex(), "bytes": kinds})

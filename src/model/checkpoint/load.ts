@@ -54,7 +54,12 @@ async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<L
  * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and `openVocabulary`
  */
 export async function loadModel(path: string, openVocabulary: OpenVocabulary): Promise<LoadedModel> {
-  await recoverFolder(path);
+  const isThere = await stat(path).then(
+    () => true,
+    () => false,
+  );
+  // A folder may be away for the moment in which it is replaced.
+  if (!isThere) await recoverFolder(path);
   let isFolder: boolean;
   try {
     isFolder = (await stat(path)).isDirectory();

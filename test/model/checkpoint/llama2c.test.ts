@@ -8,6 +8,8 @@ import { FormatError, PonderaError } from "../../../src/base/errors.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { parseLlamaConfig } from "../../../src/model/checkpoint/config.ts";
 import { readWeights } from "../../../src/model/checkpoint/folder.ts";
+import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
+import { saveGguf } from "../../../src/model/checkpoint/gguf/save.ts";
 import { openLlama2c, readLlama2cTokenizer } from "../../../src/model/checkpoint/llama2c.ts";
 import { type LlamaWeights, padHeads } from "../../../src/model/checkpoint/pad-heads.ts";
 import { openSafetensors, writeSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
@@ -79,6 +81,23 @@ describe.skipIf(!existsSync(MODEL))("stories260K", () => {
     await writeSafetensors(file, tensors);
     await using source = safetensorsFloats(file, await openSafetensors(file));
     expect(await greedy({ config, tensors: await readWeights(source, config) })).toEqual(expected.greedy_ids);
+  });
+
+  it("writes them after a detour through GGUF, its weights halved in size", async () => {
+    const file = join(await temporaryFolder(), "stories.gguf");
+    await using source = await openLlama2c(MODEL);
+    const vocabulary = await readLlama2cTokenizer(TOKENIZER, 512);
+    const { tensors } = await load();
+    await saveGguf(
+      file,
+      { config: source.config, tensors, vocabulary },
+      { type: "F16", name: "stories260K" },
+    );
+    await using model = await openGgufModel(file);
+    expect(model.vocabulary).toEqual(vocabulary);
+    expect(model.typeOf("model.layers.0.self_attn.q_proj.weight")).toBe("F16");
+    const { config } = parseLlamaConfig(file, model.config);
+    expect(await greedy({ config, tensors: await readWeights(model, config) })).toEqual(expected.greedy_ids);
   });
 
   it("has a SentencePiece vocabulary", async () => {

@@ -40,8 +40,18 @@ export function architectureOf(metadata: Metadata): GgufArchitecture {
     : metadata.fail(key, `must be one of ${GGUF_ARCHITECTURES.join(", ")}`);
 }
 
-function llama3Factors(headDim: number, theta: number, factor: number): Float32Array {
-  const { low_freq_factor: low, high_freq_factor: high, original_max_position_embeddings: original } = LLAMA3;
+/** Numbers of Llama 3's rotary scaling, as `config.json` has them. */
+export interface Llama3Scaling {
+  readonly factor: number;
+  readonly low_freq_factor: number;
+  readonly high_freq_factor: number;
+  readonly original_max_position_embeddings: number;
+}
+
+/** What each rotary frequency is divided by, f32[D/2]. */
+export function llama3Factors(headDim: number, theta: number, scaling: Llama3Scaling): Float32Array {
+  const { factor, low_freq_factor: low, high_freq_factor: high } = scaling;
+  const original = scaling.original_max_position_embeddings;
   return Float32Array.from({ length: headDim / 2 }, (_, i) => {
     const waveLength = 2 * Math.PI * theta ** ((2 * i) / headDim);
     if (waveLength < original / high) return 1;
@@ -54,7 +64,7 @@ function llama3Factors(headDim: number, theta: number, factor: number): Float32A
 /** The scaling whose factors the file holds, if it is Llama 3's. */
 function llama3Scaling(metadata: Metadata, factors: Float32Array, headDim: number, theta: number): Json {
   const factor = factors.reduce((a, b) => Math.max(a, b), 0);
-  const expected = llama3Factors(headDim, theta, factor);
+  const expected = llama3Factors(headDim, theta, { factor, ...LLAMA3 });
   // The file's were made in float32, by another order of operations.
   const fits =
     factors.length === expected.length && factors.every((x, i) => Math.abs(x / expected[i]! - 1) < 1e-4);

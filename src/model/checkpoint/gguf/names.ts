@@ -179,3 +179,27 @@ export function tensorRecipes(
   }
   return recipes;
 }
+
+const inverted = (names: Readonly<Record<string, string>>): ReadonlyMap<string, string> =>
+  new Map(Object.entries(names).map(([from, to]) => [to, from]));
+
+const TOP_INVERTED = inverted(TOP);
+const BLOCK_INVERTED = inverted(BLOCK.qwen2);
+
+/**
+ * What a tensor of a llama or qwen2 model is called in a GGUF file, and whose heads its rows are.
+ * @returns undefined for a tensor that such a model has not
+ */
+export function ggufNameOf(
+  name: string,
+): { readonly name: string; readonly part?: "attn_q" | "attn_k" } | undefined {
+  const top = TOP_INVERTED.get(name);
+  if (top !== undefined) return { name: top };
+  const [, layer, module, suffix] = /^model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)$/.exec(name) ?? [];
+  const part = module === undefined ? undefined : BLOCK_INVERTED.get(module);
+  if (part === undefined) return undefined;
+  return {
+    name: `blk.${layer}.${part}.${suffix}`,
+    ...(part === "attn_q" || part === "attn_k" ? { part } : {}),
+  };
+}

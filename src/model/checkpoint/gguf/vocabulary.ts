@@ -6,6 +6,7 @@
  */
 
 import type { Metadata } from "./metadata.ts";
+import type { WritableValue } from "./writer.ts";
 
 /** What a token is; `tokenTypes` holds these numbers. */
 export const TOKEN_TYPES = {
@@ -96,25 +97,23 @@ export function readVocabulary(metadata: Metadata): GgufVocabulary | undefined {
   ) as unknown as GgufVocabulary;
 }
 
-/** The metadata that {@link readVocabulary} reads back, by key. */
-export function vocabularyMetadata(
-  vocabulary: GgufVocabulary,
-): [string, string | number | boolean | readonly string[] | Float32Array | Int32Array][] {
-  const pairs: [
-    string,
-    string | number | boolean | readonly string[] | Float32Array | Int32Array | undefined,
-  ][] = [
-    [at("model"), vocabulary.model],
-    [at("pre"), vocabulary.pre],
-    [at("tokens"), vocabulary.tokens],
-    [at("scores"), vocabulary.scores],
-    [at("token_type"), vocabulary.tokenTypes],
-    [at("merges"), vocabulary.merges],
-    ...IDS.map(([field, key]) => [key, vocabulary[field]] as const).map(
-      (pair) => [...pair] as [string, number | undefined],
-    ),
-    ...FLAGS.map(([field, key]) => [key, vocabulary[field]] as [string, boolean | undefined]),
-    [CHAT_TEMPLATE, vocabulary.chatTemplate],
-  ];
-  return pairs.flatMap(([key, value]) => (value === undefined ? [] : [[key, value]]));
+/** The metadata that {@link readVocabulary} reads back. */
+export function vocabularyMetadata(vocabulary: GgufVocabulary): [string, WritableValue][] {
+  const { model, pre, tokens, scores, tokenTypes, merges, chatTemplate } = vocabulary;
+  const pairs: [string, WritableValue][] = [[at("model"), ["string", model]]];
+  if (pre !== undefined) pairs.push([at("pre"), ["string", pre]]);
+  pairs.push([at("tokens"), ["strings", tokens]]);
+  if (scores !== undefined) pairs.push([at("scores"), ["float32s", scores]]);
+  if (tokenTypes !== undefined) pairs.push([at("token_type"), ["int32s", tokenTypes]]);
+  if (merges !== undefined) pairs.push([at("merges"), ["strings", merges]]);
+  for (const [field, key] of IDS) {
+    const id = vocabulary[field];
+    if (id !== undefined) pairs.push([key, ["uint32", id]]);
+  }
+  for (const [field, key] of FLAGS) {
+    const flag = vocabulary[field];
+    if (flag !== undefined) pairs.push([key, ["bool", flag]]);
+  }
+  if (chatTemplate !== undefined) pairs.push([CHAT_TEMPLATE, ["string", chatTemplate]]);
+  return pairs;
 }
