@@ -62,12 +62,59 @@ export async function readText(path: string): Promise<string> {
   }
 }
 
+// Limits of JSON files, far above what configurations and indices of models have (a trillion weights: 13 MB, 140,000 values):
+// a damaged or hostile file then takes little more memory than it has bytes, and no recursion is too deep for what reads it.
+const MAX_JSON_BYTES = 32 * 2 ** 20;
+const MAX_JSON_VALUES = 2 ** 20;
+const MAX_JSON_DEPTH = 64;
+
+/** @throws FormatError on JSON beyond the limits; whether it is JSON at all is not looked at */
+function checkJsonSize(path: string, text: string): void {
+  const refuse = (rule: string, got: string): never => {
+    throw new FormatError({ where: path, rule, got });
+  };
+  let depth = 0;
+  let values = 0;
+  let inString = false;
+  for (let i = 0; i < text.length; i++) {
+    const char = text[i];
+    if (inString) {
+      if (char === "\\") i++;
+      else if (char === '"') inString = false;
+    } else if (char === '"') {
+      inString = true;
+    } else if (char === "{" || char === "[") {
+      values++;
+      if (++depth > MAX_JSON_DEPTH) refuse(`must not nest deeper than ${MAX_JSON_DEPTH}`, "deeper");
+    } else if (char === "}" || char === "]") {
+      depth--;
+    } else if (char === ",") {
+      values++;
+    }
+    if (values > MAX_JSON_VALUES) refuse(`must hold at most ${MAX_JSON_VALUES} values`, "more");
+  }
+}
+
 /**
  * A JSON file's content, to be parsed by the caller's schema.
- * @throws FileError when it cannot be read; FormatError when it is not JSON
+ * @throws FileError when it cannot be read; FormatError when it is not JSON, or beyond what configurations need: 32 MiB, a
+ *   million values, 64 levels
  */
 export async function readJson(path: string): Promise<unknown> {
+  const bytes = await stat(path).then(
+    ({ size }) => size,
+    // Reading it says why.
+    () => 0,
+  );
+  if (bytes > MAX_JSON_BYTES) {
+    throw new FormatError({
+      where: path,
+      rule: `must have at most ${MAX_JSON_BYTES} bytes`,
+      got: `${bytes}`,
+    });
+  }
   const text = await readText(path);
+  checkJsonSize(path, text);
   try {
     return JSON.parse(text);
   } catch (cause) {

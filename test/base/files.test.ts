@@ -196,6 +196,24 @@ describe("writeFolderAtomic", () => {
 });
 
 describe("reading", () => {
+  it("refuses JSON beyond any configuration's needs, and is not misled by strings", async () => {
+    const path = join(await temporaryFolder(), "x.json");
+    const read = async (text: string) => {
+      await writeFile(path, text);
+      return await readJson(path);
+    };
+    const nested = (depth: number) => `${"[".repeat(depth)}${"]".repeat(depth)}`;
+    expect(await read(nested(64))).toHaveLength(1);
+    await expect(read(nested(65))).rejects.toThrow(/x.json: must not nest deeper than 64; got deeper/);
+    expect(await read(JSON.stringify({ a: `\\"${"[{".repeat(100)}` }))).toEqual({
+      a: `\\"${"[{".repeat(100)}`,
+    });
+    await expect(read(`[${"0,".repeat(2 ** 20)}0]`)).rejects.toThrow(/must hold at most 1048576 values/);
+    await expect(read(" ".repeat(2 ** 25 + 1))).rejects.toThrow(
+      /must have at most 33554432 bytes; got 33554433/,
+    );
+  });
+
   it("says what is wrong with a file", async () => {
     const folder = await temporaryFolder();
     await expect(readText(join(folder, "absent"))).rejects.toThrow(/absent: must be readable; got ENOENT/);

@@ -175,6 +175,11 @@ describe("a damaged safetensors file is a typed error", () => {
     ["a header with an open string", fileBytes(`{"${'\\"'.repeat(100_000)}`), "must be JSON"],
     ["a name with a broken escape", fileBytes('{"\\x":1}'), "must be JSON"],
     ["a header nested too deep", fileBytes(`{"a":${"[".repeat(100_000)}`), "must not nest deeper than 3"],
+    [
+      "a header of countless values",
+      fileBytes(`{"a":[${"0,".repeat(800_000)}`),
+      "must hold at most 786432 values",
+    ],
     ["a header of braces", fileBytes("{".repeat(100_000)), "must not nest deeper than 3"],
     [
       "a name given twice",
