@@ -14,7 +14,7 @@ import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
 import type { FloatSource } from "./float-source.ts";
-import { openSafetensors, openSharded, writeSafetensors } from "./safetensors.ts";
+import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
 import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
@@ -35,6 +35,8 @@ const CONFIG = "config.json";
 const GENERATION = "generation_config.json";
 const WEIGHTS = "model.safetensors";
 const INDEX = "model.safetensors.index.json";
+/** As much as others put in a file. */
+const MAX_SHARD_BYTES = 5e9;
 const HEAD = "lm_head.weight";
 const EMBEDDING = "model.embed_tokens.weight";
 
@@ -208,6 +210,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
  * @param model.tensors  exactly the tensors of {@link llamaParameters}
  * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
  * @param model.generationConfig  written over the same ids. @default nothing more
+ * @param model.maxShardBytes     weights beyond that are written as several files. @default 5 GB
  * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
  *   tensors are not those of the config; FileError when the folder cannot be written
  */
@@ -219,6 +222,7 @@ export async function saveModelFolder(
     readonly tokenizer: Tokenizer;
     readonly extra?: Readonly<Record<string, unknown>>;
     readonly generationConfig?: Readonly<Record<string, unknown>>;
+    readonly maxShardBytes?: number;
   },
 ): Promise<void> {
   const { config, tensors, tokenizer } = model;
@@ -238,6 +242,6 @@ export async function saveModelFolder(
     await writeFileAtomic(join(partial, GENERATION), text({ ...ids, ...model.generationConfig }));
     await tokenizer.save(partial);
     // Transformers refuses a file that does not name its framework.
-    await writeSafetensors(join(partial, WEIGHTS), tensors, { format: "pt" });
+    await writeSharded(partial, tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
   });
 }

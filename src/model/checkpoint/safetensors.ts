@@ -493,3 +493,42 @@ export async function writeSafetensors(
   );
   await writeFileAtomic(file, [header, ...data]);
 }
+
+/**
+ * Writes `model.safetensors` into a folder or, where it would be larger than `maxBytes`, `model-00001-of-0000N.safetensors` and
+ * `model.safetensors.index.json`: tensors in the order given, each shard filled as far as it goes.
+ * @throws as {@link writeSafetensors}
+ */
+export async function writeSharded(
+  folder: string,
+  tensors: Readonly<Record<string, TensorBytes>>,
+  metadata: Readonly<Record<string, string>>,
+  maxBytes: number,
+): Promise<void> {
+  const shards: { bytes: number; readonly tensors: Record<string, TensorBytes> }[] = [];
+  for (const [name, tensor] of Object.entries(tensors)) {
+    const last = shards.at(-1);
+    const { byteLength } = tensor.data;
+    if (last === undefined || last.bytes + byteLength > maxBytes) {
+      shards.push({ bytes: byteLength, tensors: { [name]: tensor } });
+    } else {
+      last.bytes += byteLength;
+      last.tensors[name] = tensor;
+    }
+  }
+  if (shards.length <= 1) {
+    await writeSafetensors(join(folder, "model.safetensors"), tensors, metadata);
+    return;
+  }
+  const number = (i: number) => String(i).padStart(5, "0");
+  const places: Record<string, string> = {};
+  for (const [i, shard] of shards.entries()) {
+    const file = `model-${number(i + 1)}-of-${number(shards.length)}.safetensors`;
+    await writeSafetensors(join(folder, file), shard.tensors, metadata);
+    for (const name of Object.keys(shard.tensors)) places[name] = file;
+  }
+  const total_size = shards.reduce((sum, { bytes }) => sum + bytes, 0);
+  const weight_map = Object.fromEntries(Object.entries(places).sort(([a], [b]) => byName(a, b)));
+  const index = `${JSON.stringify({ metadata: { total_size }, weight_map }, undefined, 2)}\n`;
+  await writeFileAtomic(join(folder, "model.safetensors.index.json"), index);
+}

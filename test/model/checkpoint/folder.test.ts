@@ -75,6 +75,21 @@ describe("saveModelFolder", () => {
     });
   });
 
+  it("writes shards where one file would be too large, which load as the same model", async () => {
+    const folder = join(await temporaryFolder(), "model");
+    const model = await loadModelFolder(SAVED);
+    await saveModelFolder(folder, { ...model, maxShardBytes: 4000 });
+    const files = (await readdir(folder)).filter((file) => file.includes("safetensors")).sort();
+    expect(files.length).toBeGreaterThan(3);
+    expect(files[0]).toBe(`model-00001-of-0000${files.length - 1}.safetensors`);
+    expect(files.at(-1)).toBe("model.safetensors.index.json");
+    const index = JSON.parse(await readFile(join(folder, files.at(-1)!), "utf8"));
+    const bytes = Object.values(model.tensors).reduce((sum, { data }) => sum + data.byteLength, 0);
+    expect(index.metadata.total_size).toBe(bytes);
+    expect(Object.keys(index.weight_map)).toEqual(Object.keys(model.tensors).sort());
+    expect((await loadModelFolder(folder)).tensors).toEqual(model.tensors);
+  });
+
   it("refuses tensors that are not the config's, and a config that transformers refuses", async () => {
     const folder = join(await temporaryFolder(), "model");
     const model = await loadModelFolder(SAVED);
