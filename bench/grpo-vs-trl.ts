@@ -122,7 +122,8 @@ const endless = (tokenizer: Tokenizer): Tokenizer => ({
   ...(tokenizer.bosId === undefined ? {} : { bosId: tokenizer.bosId }),
   eosId: tokenizer.vocabSize,
   padId: tokenizer.padId,
-  encode: (text) => tokenizer.encode(text),
+  addsBos: tokenizer.addsBos,
+  encode: (text, options) => tokenizer.encode(text, options),
   decode: (ids, how) => tokenizer.decode(ids, how),
   save: (folder) => tokenizer.save(folder),
 });

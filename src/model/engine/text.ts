@@ -43,11 +43,14 @@ export interface TextCompletion {
 }
 
 /**
- * A prompt as tokens. A begin token, where the tokenizer has one, comes first, as it did in training.
+ * A prompt as tokens. A begin token comes first where the model's files say so, unless the prompt is written with it, as chat
+ * templates do.
  * @throws FormatError when the text has something the vocabulary cannot express
  */
 export function encodePrompt(tokenizer: Tokenizer, prompt: string): number[] {
-  return [...(tokenizer.bosId === undefined ? [] : [tokenizer.bosId]), ...tokenizer.encode(prompt)];
+  const ids = tokenizer.encode(prompt);
+  const { addsBos, bosId } = tokenizer;
+  return addsBos && bosId !== undefined && ids[0] !== bosId ? [bosId, ...ids] : ids;
 }
 
 /** One completion under way. */

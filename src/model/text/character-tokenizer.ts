@@ -9,7 +9,13 @@
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../base/errors.ts";
 import { THINK_TAGS } from "./think.ts";
-import { type Tokenizer, type TokenizerFiles, writeTokenizerFiles } from "./tokenizer-files.ts";
+import {
+  type EncodeOptions,
+  type Tokenizer,
+  type TokenizerFiles,
+  type TokenRoles,
+  writeTokenizerFiles,
+} from "./tokenizer-files.ts";
 
 const PAD = "<pad>";
 const BOS = "<bos>";
@@ -40,6 +46,7 @@ class CharacterTokenizer implements Tokenizer {
   readonly bosId: number;
   readonly eosId: number;
   readonly padId: number;
+  readonly addsBos: boolean;
   readonly #files: TokenizerFiles;
   /** Id by code point. */
   readonly #characters = new Map<number, number>();
@@ -48,15 +55,12 @@ class CharacterTokenizer implements Tokenizer {
   readonly #tokens: string[] = [];
   readonly #special = new Set<number>();
 
-  constructor(
-    vocabulary: Vocabulary,
-    roles: { bosId: number; eosId: number; padId: number },
-    files: TokenizerFiles,
-  ) {
+  constructor(vocabulary: Vocabulary, roles: TokenRoles & { readonly bosId: number }, files: TokenizerFiles) {
     this.vocabSize = vocabulary.ids.size;
     this.bosId = roles.bosId;
     this.eosId = roles.eosId;
     this.padId = roles.padId;
+    this.addsBos = roles.addsBos;
     this.#files = files;
     for (const token of vocabulary.added) {
       const first = token.content.charCodeAt(0);
@@ -73,10 +77,14 @@ class CharacterTokenizer implements Tokenizer {
     }
   }
 
-  encode(text: string): number[] {
+  encode(text: string, options: EncodeOptions = {}): number[] {
     const ids: number[] = [];
     for (let i = 0; i < text.length; ) {
-      const added = this.#added.get(text.charCodeAt(i))?.find(({ content }) => text.startsWith(content, i));
+      // Every added token of this form is a control token.
+      const added =
+        options.allowSpecial === false
+          ? undefined
+          : this.#added.get(text.charCodeAt(i))?.find(({ content }) => text.startsWith(content, i));
       if (added !== undefined) {
         ids.push(added.id);
         i += added.content.length;
@@ -212,7 +220,7 @@ export function characterTokenizer(options: {
   };
   return new CharacterTokenizer(
     { ids, added },
-    { padId: 0, bosId: 1, eosId: 2 },
+    { padId: 0, bosId: 1, eosId: 2, addsBos: true },
     {
       tokenizer: `${JSON.stringify(tokenizer, undefined, 2)}\n`,
       config: `${JSON.stringify(config, undefined, 2)}\n`,
@@ -255,7 +263,7 @@ const CharacterForm = z.object({
  */
 export function asCharacterTokenizer(
   json: unknown,
-  roles: { readonly bosId?: number; readonly eosId: number; readonly padId: number },
+  roles: TokenRoles,
   files: TokenizerFiles,
 ): Tokenizer | undefined {
   const form = CharacterForm.safeParse(json);

@@ -4,6 +4,22 @@ import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { fileError, readText, writeFileAtomic } from "../../base/files.ts";
 
+export interface EncodeOptions {
+  /**
+   * Whether control tokens written out in the text, such as `<｜User｜>` or `<think>`, become those tokens. False takes them
+   * for the characters they are, as befits text from people who must not speak for the model. @default true
+   */
+  readonly allowSpecial?: boolean;
+}
+
+/** The tokens of a tokenizer that have a part of their own. */
+export interface TokenRoles {
+  readonly bosId?: number;
+  readonly eosId: number;
+  readonly padId: number;
+  readonly addsBos: boolean;
+}
+
 /** Text to token ids and back. */
 export interface Tokenizer {
   /** Ids are below this. */
@@ -11,11 +27,13 @@ export interface Tokenizer {
   readonly bosId?: number;
   readonly eosId: number;
   readonly padId: number;
+  /** Whether a text of this model begins with {@link bosId}: as its files say. `encode` does not add it. */
+  readonly addsBos: boolean;
   /**
-   * Special tokens written out in the text are recognised; none is added.
+   * Added tokens written out in the text are recognised; none is added.
    * @throws FormatError when the text has something the vocabulary cannot express
    */
-  encode(text: string): number[];
+  encode(text: string, options?: EncodeOptions): number[];
   /**
    * @param options.skipSpecial leaves out the tokens that mark begin, end and padding; think and answer tags are not among
    *   them. @default false

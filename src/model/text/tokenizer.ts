@@ -1,25 +1,30 @@
-/** Tokenizers read from a model's folder: any that @huggingface/tokenizers knows. */
+/**
+ * Tokenizers read from a model's folder. Byte-level byte-pair vocabularies and our own character ones have encoders of their
+ * own; everything else is left to @huggingface/tokenizers.
+ */
 
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
+import { isControl } from "./added-tokens.ts";
+import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import { asCharacterTokenizer } from "./character-tokenizer.ts";
+import { withinTime } from "./time-limit.ts";
 import {
+  type EncodeOptions,
   readTokenizerFiles,
   type Tokenizer,
   type TokenizerFiles,
+  type TokenRoles,
   tokenizerPaths,
   writeTokenizerFiles,
 } from "./tokenizer-files.ts";
 
 export { characterTokenizer } from "./character-tokenizer.ts";
-export type { Tokenizer } from "./tokenizer-files.ts";
+export type { EncodeOptions, Tokenizer } from "./tokenizer-files.ts";
 
-interface Roles {
-  readonly bosId?: number;
-  readonly eosId: number;
-  readonly padId: number;
-}
+/** Longest that the library may take over a text: its patterns come from the model's files. */
+const LONGEST_MS = 5_000;
 
 /** The library, held to the contract of {@link Tokenizer}. */
 class LibraryTokenizer implements Tokenizer {
@@ -27,22 +32,32 @@ class LibraryTokenizer implements Tokenizer {
   readonly bosId?: number;
   readonly eosId: number;
   readonly padId: number;
+  readonly addsBos: boolean;
   readonly #library: Library;
   readonly #files: TokenizerFiles;
+  /** The library without control tokens, once it is needed. */
+  #plain: Library | undefined;
+  readonly #openPlain: () => Library;
 
-  constructor(library: Library, roles: Roles, files: TokenizerFiles) {
+  constructor(library: Library, openPlain: () => Library, roles: TokenRoles, files: TokenizerFiles) {
     let vocabSize = 0;
     for (const id of library.get_vocab().values()) vocabSize = Math.max(vocabSize, id + 1);
     this.vocabSize = vocabSize;
     if (roles.bosId !== undefined) this.bosId = roles.bosId;
     this.eosId = roles.eosId;
     this.padId = roles.padId;
+    this.addsBos = roles.addsBos;
     this.#library = library;
+    this.#openPlain = openPlain;
     this.#files = files;
   }
 
-  encode(text: string): number[] {
-    const { ids, tokens } = this.#library.encode(text, { add_special_tokens: false });
+  encode(text: string, options: EncodeOptions = {}): number[] {
+    if (options.allowSpecial === false) this.#plain ??= this.#openPlain();
+    const library = options.allowSpecial === false ? this.#plain! : this.#library;
+    const { ids, tokens } = withinTime(LONGEST_MS, "text to encode", () =>
+      library.encode(text, { add_special_tokens: false }),
+    );
     // The library leaves a hole where the vocabulary has neither the token nor one for the unknown.
     const unknown = ids.findIndex((id: number | undefined) => id === undefined);
     if (unknown !== -1) {
@@ -87,7 +102,23 @@ const TokenizerConfig = z.looseObject({
   bos_token: SpecialToken,
   eos_token: SpecialToken,
   pad_token: SpecialToken,
+  add_bos_token: z.boolean().nullish(),
 });
+type TokenizerConfig = z.infer<typeof TokenizerConfig>;
+
+const TemplateProcessing = z.object({
+  type: z.literal("TemplateProcessing"),
+  single: z.array(z.object({ SpecialToken: z.object({ id: z.string() }).optional() })),
+});
+const PostProcessors = z.object({ type: z.literal("Sequence"), processors: z.array(z.unknown()) });
+
+/** Whether a post-processor of `tokenizer.json` begins every text with the token. */
+function prepends(token: string, postProcessor: unknown): boolean {
+  const sequence = PostProcessors.safeParse(postProcessor);
+  if (sequence.success) return sequence.data.processors.some((one) => prepends(token, one));
+  const template = TemplateProcessing.safeParse(postProcessor);
+  return template.success && template.data.single[0]?.SpecialToken?.id === token;
+}
 
 function parseJson(path: string, text: string): unknown {
   try {
@@ -97,13 +128,13 @@ function parseJson(path: string, text: string): unknown {
   }
 }
 
-function parseConfig(path: string, text: string): z.infer<typeof TokenizerConfig> {
+function parseConfig(path: string, text: string): TokenizerConfig {
   const parsed = TokenizerConfig.safeParse(parseJson(path, text));
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new FormatError({
     where: `${path}: ${issue?.path.join(".") || "content"}`,
-    rule: "special tokens must be strings in an object",
+    rule: "special tokens must be strings, and what is added true or false, in an object",
     got: issue?.message ?? "something else",
   });
 }
@@ -122,41 +153,74 @@ function openLibrary(path: string, json: unknown, config: object): Library {
   }
 }
 
-/**
- * The tokenizer of a model's folder, from its `tokenizer.json` and `tokenizer_config.json`. A model without a padding token
- * pads with its end token, as is usual.
- * @throws FileError when a file is missing; FormatError when one breaks its format or names no end token
- */
-export async function loadTokenizer(folder: string): Promise<Tokenizer> {
-  const files = await readTokenizerFiles(folder);
-  const paths = tokenizerPaths(folder);
-  const config = parseConfig(paths.config, files.config);
-  const json = parseJson(paths.tokenizer, files.tokenizer);
-  const library = openLibrary(paths.tokenizer, json, config);
-  const idOf = (role: "bos_token" | "eos_token" | "pad_token"): number | undefined => {
+/** @throws FormatError when a role's token is not in the vocabulary, or none ends a text */
+function rolesOf(
+  path: string,
+  config: TokenizerConfig,
+  addsBos: boolean,
+  idOf: (token: string) => number | undefined,
+): TokenRoles {
+  const roleId = (role: "bos_token" | "eos_token" | "pad_token"): number | undefined => {
     const token = config[role];
     if (token === undefined || token === null) return undefined;
-    const id = library.token_to_id(token);
+    const id = idOf(token);
     if (id !== undefined) return id;
     throw new FormatError({
-      where: `${paths.config}: ${role}`,
+      where: `${path}: ${role}`,
       rule: "must be in the vocabulary of tokenizer.json",
       got: JSON.stringify(token),
     });
   };
-  const bosId = idOf("bos_token");
-  const eosId = idOf("eos_token");
+  const bosId = roleId("bos_token");
+  const eosId = roleId("eos_token");
   if (eosId === undefined) {
     throw new FormatError({
-      where: `${paths.config}: eos_token`,
+      where: `${path}: eos_token`,
       rule: "must name the token that ends a text",
       got: "nothing",
     });
   }
-  const roles: Roles = {
+  return {
     ...(bosId === undefined ? {} : { bosId }),
     eosId,
-    padId: idOf("pad_token") ?? eosId,
+    padId: roleId("pad_token") ?? eosId,
+    addsBos: addsBos && bosId !== undefined,
   };
-  return asCharacterTokenizer(json, roles, files) ?? new LibraryTokenizer(library, roles, files);
+}
+
+/** `tokenizer.json` without the tokens that text must not be able to write. */
+function withoutControl(json: unknown): unknown {
+  const file = json as { added_tokens: { id: number; content: string; special: boolean }[] };
+  return { ...file, added_tokens: file.added_tokens.filter((token) => !isControl(token)) };
+}
+
+/**
+ * A tokenizer from the text of its two files. A model without a padding token pads with its end token, as is usual. Texts
+ * begin with the begin token where `add_bos_token` says so or, where it says nothing, the post-processor.
+ * @param paths what to call the files in errors
+ * @throws FormatError when one breaks its format or names no end token
+ */
+export function parseTokenizer(files: TokenizerFiles, paths: TokenizerFiles): Tokenizer {
+  const config = parseConfig(paths.config, files.config);
+  const json = parseJson(paths.tokenizer, files.tokenizer);
+  const postProcessor = (json as { post_processor?: unknown } | null)?.post_processor;
+  const addsBos = config.add_bos_token ?? prepends(config.bos_token ?? "", postProcessor);
+  const byConfig = (idOf: (token: string) => number | undefined): TokenRoles =>
+    rolesOf(paths.config, config, addsBos, idOf);
+  const bpe = asBpeTokenizer(json, byConfig, files, paths.tokenizer);
+  if (bpe !== undefined) return bpe;
+  const library = openLibrary(paths.tokenizer, json, config);
+  const roles = byConfig((token) => library.token_to_id(token));
+  // The character form has begun every text with it from the first, and its files do not say so.
+  const always = { ...roles, addsBos: config.add_bos_token ?? true };
+  const openPlain = (): Library => openLibrary(paths.tokenizer, withoutControl(json), config);
+  return asCharacterTokenizer(json, always, files) ?? new LibraryTokenizer(library, openPlain, roles, files);
+}
+
+/**
+ * The tokenizer of a model's folder, from its `tokenizer.json` and `tokenizer_config.json`; see {@link parseTokenizer}.
+ * @throws FileError when a file is missing; FormatError as {@link parseTokenizer}
+ */
+export async function loadTokenizer(folder: string): Promise<Tokenizer> {
+  return parseTokenizer(await readTokenizerFiles(folder), tokenizerPaths(folder));
 }

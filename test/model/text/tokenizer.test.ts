@@ -206,7 +206,14 @@ describe("loadTokenizer", () => {
       ...json,
       normalizer: { type: "Lowercase" },
     }));
-    expect((await loadTokenizer(folder)).encode("Z")).toEqual((await loadTokenizer(SAVED)).encode("z"));
+    const library = await loadTokenizer(folder);
+    const own = await loadTokenizer(SAVED);
+    expect(library.encode("Z")).toEqual(own.encode("z"));
+    for (const tokenizer of [library, own]) {
+      expect(tokenizer.encode("<think>")).toEqual([3]);
+      const letters = [..."<think>"].flatMap((letter) => tokenizer.encode(letter));
+      expect(tokenizer.encode("<think>", { allowSpecial: false })).toEqual(letters);
+    }
   });
 
   it("reads special tokens in transformers' older form", async () => {

@@ -1,0 +1,326 @@
+/**
+ * Tokenizers from the vocabulary of a GGUF file.
+ *
+ * Such a file names its pre-tokenizer instead of describing it, so the names that llama.cpp's converter gives are known here,
+ * with the pre-tokenizer that the model's own `tokenizer.json` has. An unknown name is an error: with another's rules the
+ * model would see tokens it was not trained on.
+ * @source github.com/ggml-org/ggml, docs/gguf.md, "Tokenizer"; github.com/ggml-org/llama.cpp, src/llama-vocab.cpp
+ */
+
+import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
+import type { AddedToken } from "./added-tokens.ts";
+import { asBpeTokenizer } from "./bpe-tokenizer.ts";
+import {
+  DEEPSEEK_CODER_PATTERNS,
+  DEEPSEEK_LLM_PATTERNS,
+  DEEPSEEK3_PATTERNS,
+  LLAMA3_PATTERN,
+  QWEN2_PATTERN,
+} from "./pre-tokenizer.ts";
+import { SPACE, SpmTokenizer, type SpmVocabulary } from "./spm-tokenizer.ts";
+import type { Tokenizer, TokenizerFiles, TokenRoles } from "./tokenizer-files.ts";
+
+/** The metadata under `tokenizer.` of a GGUF file. */
+export interface GgufVocabulary {
+  /** `gpt2`: byte-level byte-pair encoding; `llama`: SentencePiece's. */
+  readonly model: string;
+  /** Which pre-tokenizer; `gpt2` alone has one. */
+  readonly pre?: string;
+  /** By id: in byte characters (`gpt2`), or with ▁ for spaces (`llama`). */
+  readonly tokens: readonly string[];
+  /** By id; needed by `llama`. */
+  readonly scores?: ArrayLike<number>;
+  /** By id, a number of {@link TOKEN_TYPES}. @default all normal */
+  readonly tokenTypes?: ArrayLike<number>;
+  /** Two tokens each with a space between, the first merged first; needed by `gpt2`. */
+  readonly merges?: readonly string[];
+  readonly bosId?: number;
+  readonly eosId?: number;
+  readonly unknownId?: number;
+  /** @default the end token */
+  readonly paddingId?: number;
+  /** @default true of `llama` and of Llama 3's kind */
+  readonly addBos?: boolean;
+  /** Whether text begins with a space, for `llama`. @default true */
+  readonly addSpacePrefix?: boolean;
+}
+
+const TOKEN_TYPES = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
+
+const WHERE = "tokenizer.ggml";
+
+interface PreRules {
+  readonly preTokenizer: object;
+  readonly normalizer?: object;
+  readonly ignoreMerges?: boolean;
+  readonly addBos?: boolean;
+}
+
+const byteLevel = (use_regex: boolean): object => ({
+  type: "ByteLevel",
+  add_prefix_space: false,
+  trim_offsets: true,
+  use_regex,
+});
+const splits = (patterns: readonly string[]): object => ({
+  type: "Sequence",
+  pretokenizers: [
+    ...patterns.map((Regex) => ({ type: "Split", pattern: { Regex }, behavior: "Isolated", invert: false })),
+    byteLevel(false),
+  ],
+});
+
+const GPT2: PreRules = { preTokenizer: byteLevel(true) };
+const DIGITS: PreRules = {
+  preTokenizer: {
+    type: "Sequence",
+    pretokenizers: [{ type: "Digits", individual_digits: true }, byteLevel(true)],
+  },
+};
+const QWEN2: PreRules = { preTokenizer: splits([QWEN2_PATTERN]), normalizer: { type: "NFC" } };
+const LLAMA3: PreRules = { preTokenizer: splits([LLAMA3_PATTERN]), ignoreMerges: true, addBos: true };
+
+/** By the name under `tokenizer.ggml.pre`. */
+const PRE_TOKENIZERS: Readonly<Record<string, PreRules>> = {
+  "gpt-2": GPT2,
+  mpt: GPT2,
+  olmo: GPT2,
+  smollm: DIGITS,
+  starcoder: DIGITS,
+  refact: DIGITS,
+  qwen2: QWEN2,
+  "deepseek-r1-qwen": QWEN2,
+  "llama-bpe": LLAMA3,
+  "deepseek-llm": { preTokenizer: splits(DEEPSEEK_LLM_PATTERNS) },
+  "deepseek-coder": { preTokenizer: splits(DEEPSEEK_CODER_PATTERNS) },
+  "deepseek-v3": { preTokenizer: splits(DEEPSEEK3_PATTERNS) },
+};
+
+/** Files that are put together when a model is saved, which few are. */
+function lazyFiles(tokenizer: () => object, config: object): TokenizerFiles {
+  return {
+    get tokenizer() {
+      return `${JSON.stringify(tokenizer(), undefined, 1)}\n`;
+    },
+    get config() {
+      return `${JSON.stringify(config, undefined, 2)}\n`;
+    },
+  };
+}
+
+/** @throws FormatError when an id lies beyond the tokens, or none ends a text */
+function rolesOf(vocabulary: GgufVocabulary, addBos: boolean): TokenRoles {
+  const { tokens, bosId, eosId, paddingId } = vocabulary;
+  for (const [name, id] of Object.entries({ bos: bosId, eos: eosId, padding: paddingId })) {
+    if (id === undefined ? name !== "eos" : tokens[id] !== undefined) continue;
+    throw new FormatError({
+      where: `${WHERE}.${name}_token_id`,
+      rule: `must be one of the ${tokens.length} tokens`,
+      got: id === undefined ? "nothing" : `${id}`,
+    });
+  }
+  return {
+    ...(bosId === undefined ? {} : { bosId }),
+    eosId: eosId!,
+    padId: paddingId ?? eosId!,
+    addsBos: (vocabulary.addBos ?? addBos) && bosId !== undefined,
+  };
+}
+
+function configOf({ tokens }: GgufVocabulary, roles: TokenRoles, extra: object): object {
+  return {
+    ...extra,
+    add_bos_token: roles.addsBos,
+    ...(roles.bosId === undefined ? {} : { bos_token: tokens[roles.bosId] }),
+    eos_token: tokens[roles.eosId],
+    pad_token: tokens[roles.padId],
+    clean_up_tokenization_spaces: false,
+  };
+}
+
+function addedTokens({ tokens, tokenTypes }: GgufVocabulary): AddedToken[] {
+  const { unknown, control, userDefined } = TOKEN_TYPES;
+  return tokens.flatMap((content, id) => {
+    const type = tokenTypes?.[id];
+    if (type !== unknown && type !== control && type !== userDefined) return [];
+    return [{ id, content, special: type !== userDefined }];
+  });
+}
+
+const addedJson = (token: AddedToken): object => ({
+  id: token.id,
+  content: token.content,
+  single_word: false,
+  lstrip: false,
+  rstrip: false,
+  normalized: false,
+  special: token.special,
+});
+
+function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
+  const { pre, tokens, merges } = vocabulary;
+  const known = Object.keys(PRE_TOKENIZERS);
+  expectKnown(`${WHERE}.pre`, pre ?? "nothing", known);
+  const rules = PRE_TOKENIZERS[pre!]!;
+  if (merges === undefined) {
+    throw new FormatError({ where: `${WHERE}.merges`, rule: "must be there for gpt2", got: "nothing" });
+  }
+  const roles = rolesOf(vocabulary, rules.addBos === true);
+  const tokenizer = {
+    version: "1.0",
+    truncation: null,
+    padding: null,
+    added_tokens: addedTokens(vocabulary).map(addedJson),
+    normalizer: rules.normalizer ?? null,
+    pre_tokenizer: rules.preTokenizer,
+    post_processor: null,
+    decoder: byteLevel(true),
+    model: {
+      type: "BPE",
+      dropout: null,
+      unk_token: null,
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: false,
+      byte_fallback: false,
+      ignore_merges: rules.ignoreMerges === true,
+      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      merges,
+    },
+  };
+  const files = lazyFiles(
+    () => tokenizer,
+    configOf(vocabulary, roles, { tokenizer_class: "PreTrainedTokenizerFast" }),
+  );
+  const made = asBpeTokenizer(tokenizer, () => roles, files, WHERE);
+  if (made !== undefined) return made;
+  throw new FormatError({
+    where: `${WHERE}.merges`,
+    rule: "must each be two tokens with one space between",
+    got: JSON.stringify(merges.find((merge) => merge.split(" ").length !== 2) ?? merges[0]),
+  });
+}
+
+/**
+ * `tokenizer.json` of a SentencePiece vocabulary, in the form that transformers converts it to: every way to put a piece
+ * together from two is a merge, in the order of scores. Where several ways to one piece overlap in a text, the lower merge
+ * wins there and the left one here.
+ */
+function spmJson(spm: SpmVocabulary): object {
+  const { tokens, scores, pieces, added, addSpacePrefix, unknownId } = spm;
+  const ids = new Map(pieces.map((id) => [tokens[id]!, id]));
+  const byScore = [...pieces].sort((a, b) => scores[b]! - scores[a]! || a - b);
+  const merges = byScore.flatMap((id) => {
+    const characters = [...tokens[id]!];
+    return characters.slice(1).flatMap((_, i) => {
+      const pair = [characters.slice(0, i + 1).join(""), characters.slice(i + 1).join("")];
+      return pair.every((part) => ids.has(part)) ? [pair] : [];
+    });
+  });
+  const replace = (from: string, content: string): object => ({
+    type: "Replace",
+    pattern: { String: from },
+    content,
+  });
+  const prefix = addSpacePrefix ? [{ type: "Prepend", prepend: SPACE }] : [];
+  const strip = addSpacePrefix ? [{ type: "Strip", content: " ", start: 1, stop: 0 }] : [];
+  return {
+    version: "1.0",
+    truncation: null,
+    padding: null,
+    added_tokens: added.map(addedJson),
+    normalizer: { type: "Sequence", normalizers: [...prefix, replace(" ", SPACE)] },
+    pre_tokenizer: null,
+    post_processor: null,
+    decoder: {
+      type: "Sequence",
+      decoders: [replace(SPACE, " "), { type: "ByteFallback" }, { type: "Fuse" }, ...strip],
+    },
+    model: {
+      type: "BPE",
+      dropout: null,
+      unk_token: unknownId === undefined ? null : tokens[unknownId],
+      continuing_subword_prefix: null,
+      end_of_word_suffix: null,
+      fuse_unk: true,
+      byte_fallback: true,
+      ignore_merges: false,
+      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
+      merges,
+    },
+  };
+}
+
+function spmFromGguf(vocabulary: GgufVocabulary): Tokenizer {
+  const { tokens, scores, tokenTypes, unknownId } = vocabulary;
+  if (scores === undefined) {
+    throw new FormatError({ where: `${WHERE}.scores`, rule: "must be there for llama", got: "nothing" });
+  }
+  const roles = rolesOf(vocabulary, true);
+  const typeOf = (id: number): number => tokenTypes?.[id] ?? TOKEN_TYPES.normal;
+  const bytes = new Map<number, number>();
+  const pieces: number[] = [];
+  for (const [id, token] of tokens.entries()) {
+    const byte = /^<0x([0-9A-Fa-f]{2})>$/.exec(token)?.[1];
+    const type = typeOf(id);
+    if (byte !== undefined && (type === TOKEN_TYPES.byte || tokenTypes === undefined)) {
+      bytes.set(Number.parseInt(byte, 16), id);
+    } else if (type === TOKEN_TYPES.normal || type === TOKEN_TYPES.unused) pieces.push(id);
+  }
+  const spm: SpmVocabulary = {
+    tokens,
+    scores,
+    pieces,
+    bytes,
+    added: addedTokens(vocabulary),
+    ...(unknownId === undefined ? {} : { unknownId }),
+    addSpacePrefix: vocabulary.addSpacePrefix ?? true,
+  };
+  const config = configOf(vocabulary, roles, {
+    tokenizer_class: "PreTrainedTokenizerFast",
+    ...(unknownId === undefined ? {} : { unk_token: tokens[unknownId] }),
+  });
+  return new SpmTokenizer(
+    spm,
+    roles,
+    lazyFiles(() => spmJson(spm), config),
+    WHERE,
+  );
+}
+
+/** @throws FormatError naming two ids of one token */
+function checkTokens({ tokens }: GgufVocabulary): void {
+  const ids = new Map<string, number>();
+  for (const [id, token] of tokens.entries()) {
+    const other = ids.get(token);
+    if (other !== undefined) {
+      throw new FormatError({
+        where: `${WHERE}.tokens`,
+        rule: "must differ from each other",
+        got: `${JSON.stringify(token)} for ${other} and ${id}`,
+      });
+    }
+    ids.set(token, id);
+  }
+}
+
+/**
+ * The tokenizer of a GGUF file's vocabulary. Saved, it is a `tokenizer.json` that transformers loads.
+ * @throws ConfigError on a kind of vocabulary, or a pre-tokenizer, that is not known; FormatError when its parts do not fit
+ *   together
+ */
+export function tokenizerFromGguf(vocabulary: GgufVocabulary): Tokenizer {
+  checkTokens(vocabulary);
+  switch (vocabulary.model) {
+    case "gpt2":
+      return bpeFromGguf(vocabulary);
+    case "llama":
+      return spmFromGguf(vocabulary);
+    default:
+      throw new ConfigError({
+        where: `${WHERE}.model`,
+        rule: "must be gpt2 or llama",
+        got: JSON.stringify(vocabulary.model),
+      });
+  }
+}
