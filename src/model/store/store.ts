@@ -21,6 +21,7 @@ import { dirname, join } from "node:path";
 import { ConfigError, FileError, FormatError, nearestOf, PonderaError } from "../../base/errors.ts";
 import { fileError, syncFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
 import { acquireLock, LockedError, waitForLock } from "../../base/lock.ts";
+import { ALIASES } from "./aliases.ts";
 import { type Manifest, readManifest, type StoredFile } from "./manifest.ts";
 import { formatModelName, type ModelName, nameFolders, parseModelName } from "./name.ts";
 
@@ -232,6 +233,11 @@ export class ModelStore {
     return join(await this.folder(PARTIAL), `${key}.lock`);
   }
 
+  /** Removes what a download left, its own lock apart. */
+  async removePartial(key: string): Promise<void> {
+    if (await this.#checkFolders([PARTIAL, key])) await this.#delete(join(this.root, PARTIAL, key));
+  }
+
   /**
    * Takes a whole, flushed and verified file into the store; afterwards it is gone from where it was.
    * @param options.replace  also where such content is there already, because that is broken. @default false
@@ -276,7 +282,7 @@ export class ModelStore {
   }
 
   /**
-   * The model of a name, whatever its case; a name without a tag also finds `latest`.
+   * The model of a name, whatever its case; a name without a tag also finds `latest`, and an alias what it stands for.
    * @throws FormatError or FileError when what is there is broken
    */
   async find(name: ModelName): Promise<StoredModel | undefined> {
@@ -286,7 +292,12 @@ export class ModelStore {
 
   /** Where the manifest of a name lies, readable or not. */
   async #locate(name: ModelName): Promise<readonly string[] | undefined> {
-    const candidates = name.tag === undefined ? [name, { ...name, tag: "latest" }] : [name];
+    const alias = ALIASES.get(formatModelName(name).toLowerCase());
+    const candidates = [
+      name,
+      ...(name.tag === undefined ? [{ ...name, tag: "latest" }] : []),
+      ...(alias === undefined ? [] : [parseModelName(alias)]),
+    ];
     for (const folders of candidates.map(nameFolders)) {
       if (!(await this.#checkFolders([MODELS, ...folders]))) continue;
       const home = join(this.root, MODELS, ...folders);
@@ -542,6 +553,14 @@ export class ModelStore {
       }
     }
     return bytes;
+  }
+
+  /** Whether all files of a model are in their folder, by size; {@link verify} reads them. */
+  async isWhole({ folder, manifest }: StoredModel): Promise<boolean> {
+    const there = await Promise.all(
+      manifest.files.map(({ path, size }) => isOrdinary(join(folder, ...path.split("/")), size)),
+    );
+    return there.every(Boolean);
   }
 
   /**

@@ -8,6 +8,7 @@ describe("--help", () => {
     ["chat"],
     ["generate"],
     ["export"],
+    ["pull"],
     ["list"],
     ["show"],
     ["rm"],
