@@ -60,3 +60,9 @@ const STAGES: Readonly<Record<Stage, string>> = {
 export function stageName(stage: Stage): string {
   return STAGES[stage];
 }
+
+/** `0 B`, `950 B`, `1.12 GB`: decimal units, as disks and hubs count. */
+export function byteSize(value: number): string {
+  const [, digits, suffix] = /^(.*?)([a-zA-Z]?)$/.exec(compact(value))!;
+  return `${digits}${nbsp}${suffix}B`;
+}

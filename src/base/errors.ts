@@ -50,6 +50,8 @@ export class FileError extends PonderaError {}
 export class FormatError extends PonderaError {}
 /** A loss, gradient or statistic that is not a finite number. */
 export class NumericError extends PonderaError {}
+/** A server that cannot be reached, refuses, or says what it should not. */
+export class NetworkError extends PonderaError {}
 /** A user's task that broke its contract: a reward that throws, a prompt that is no text. */
 export class TaskError extends PonderaError {}
 /** The native runtime is missing, of the wrong version or failed. */
@@ -74,13 +76,18 @@ function distance(a: string, b: string): number {
   return previous[b.length]!;
 }
 
+/** The known name that is nearest to one that somebody typed; undefined when none is known. */
+export function nearestOf(name: string, known: readonly string[]): string | undefined {
+  return [...known].sort((a, b) => distance(a, name) - distance(b, name))[0];
+}
+
 /**
  * Fails on a name that is not among `known`, suggesting the nearest.
  * @throws ConfigError naming `where`, the unknown name and the nearest known one
  */
 export function expectKnown(where: string, name: string, known: readonly string[]): void {
   if (known.includes(name)) return;
-  const near = [...known].sort((a, b) => distance(a, name) - distance(b, name))[0];
+  const near = nearestOf(name, known);
   throw new ConfigError({
     where,
     rule: `must be one of ${known.join(", ")}`,

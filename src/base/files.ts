@@ -165,7 +165,8 @@ async function withPartial(path: string, write: (partial: string) => Promise<voi
   }
 }
 
-async function syncFolder(folder: string): Promise<void> {
+/** Flushes a folder: after it, what was renamed into it or removed from it is so on the disk. */
+export async function syncFolder(folder: string): Promise<void> {
   // Windows cannot open a folder, and orders a rename after the writes before it by itself.
   if (process.platform === "win32") return;
   const handle = await open(folder, "r");
@@ -176,11 +177,11 @@ async function syncFolder(folder: string): Promise<void> {
   }
 }
 
-async function syncTree(folder: string): Promise<void> {
+async function syncTree(folder: string, filesToo: boolean): Promise<void> {
   for (const entry of await readdir(folder, { withFileTypes: true })) {
     const path = join(folder, entry.name);
-    if (entry.isDirectory()) await syncTree(path);
-    else if (entry.isFile()) {
+    if (entry.isDirectory()) await syncTree(path, filesToo);
+    else if (entry.isFile() && filesToo) {
       const handle = await open(path, "r+");
       try {
         await handle.sync();
@@ -260,11 +261,14 @@ export async function recoverFolder(path: string): Promise<void> {
  * Fills a folder whole or not at all. `write` gets the path of an empty folder, which is flushed and renamed to `path` when
  * it returns. A folder already at `path` is replaced; no system call known to Node exchanges two folders, so between two
  * renames `path` is absent: {@link recoverFolder} undoes a death in that moment.
+ * @param options.flushed  the files that `write` leaves are on the disk already, as hard links to such files are, and may be
+ *   write-protected; only the folders are flushed then. @default false
  * @throws FileError as {@link writeFileAtomic}; whatever `write` throws
  */
 export async function writeFolderAtomic(
   path: string,
   write: (folder: string) => Promise<void>,
+  options: { readonly flushed?: boolean } = {},
 ): Promise<void> {
   // Resolved, so that a trailing slash or "." names the folder itself and not one inside it.
   const target = resolve(path);
@@ -273,7 +277,7 @@ export async function writeFolderAtomic(
   await withPartial(target, async (partial) => {
     await mkdir(partial);
     await write(partial);
-    await syncTree(partial);
+    await syncTree(partial, options.flushed !== true);
     if (!(await folderExists(target))) {
       await rename(partial, target);
       return;

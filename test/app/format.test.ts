@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { clock, compact, dollars, flops, percent, times } from "../../src/app/format.ts";
+import { byteSize, clock, compact, dollars, flops, percent, times } from "../../src/app/format.ts";
 
 describe("numbers as people read them", () => {
   it.each([
@@ -14,6 +14,14 @@ describe("numbers as people read them", () => {
     [0.5, "0.50"],
     [-1500, "-1.50k"],
   ])("compact(%d) is %s", (value, text) => expect(compact(value)).toBe(text));
+
+  it.each([
+    [0, "0 B"],
+    [999, "999 B"],
+    [1000, "1.00 kB"],
+    [1_117_320_736, "1.12 GB"],
+    [141_107_412_224, "141 GB"],
+  ])("byteSize(%d) is %s", (value, text) => expect(byteSize(value)).toBe(text.replace(" ", "\u00a0")));
 
   it.each([
     [0, "$0.00"],

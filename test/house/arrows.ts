@@ -18,6 +18,7 @@ export const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "model/arch": ["compute", "model/nn"],
   "model/text": ["compute/tensor"],
   "model/checkpoint": ["compute/tensor", "model/arch", "model/text"],
+  "model/store": [],
   "model/engine": ["compute", "model/nn", "model/arch", "model/text"],
 
   "learn/tasks": ["compute", "model"],

@@ -15,6 +15,8 @@ import { register as registerEval } from "./commands/eval.ts";
 import { register as registerExport } from "./commands/export.ts";
 import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
+import { register as registerModels } from "./commands/models.ts";
+import { register as registerPull } from "./commands/pull.ts";
 import { register as registerRuns } from "./commands/runs.ts";
 import { register as registerTrain } from "./commands/train.ts";
 import { withExamples } from "./help.ts";
@@ -60,6 +62,8 @@ export function createProgram(io: Context): Command {
     registerChat,
     registerGenerate,
     registerRuns,
+    registerPull,
+    registerModels,
     registerExport,
     registerGrade,
     registerBench,

@@ -17,11 +17,12 @@ import { basename, join, resolve } from "node:path";
 import { z } from "zod";
 import { ConfigError, expectKnown, FileError, FormatError, invariant } from "../../base/errors.ts";
 import { fileError, readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { isLocked } from "../../base/lock.ts";
 import { BYTES, typedArray } from "../../compute/tensor/dtype.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { readSafetensors, type StoredTensor, writeSafetensors } from "../../model/checkpoint/safetensors.ts";
 import type { RunResult, SampleRecord, StepMetrics } from "../records/records.ts";
-import { acquireLock, isLocked } from "./run-lock.ts";
+import { lockRun } from "./run-lock.ts";
 
 /** Raised when the layout or the records change so that an older run cannot be read. */
 const FORMAT = 1;
@@ -235,7 +236,7 @@ export class RunFolder {
     const created = options.created ?? new Date();
     const name = options.name === undefined ? undefined : checkedName(options.name);
     const path = await makeFolder(options.root, name, defaultStem(options.task, options.preset, created));
-    const release = await acquireLock(join(path, LOCK));
+    const release = await lockRun(join(path, LOCK));
     try {
       const manifest: RunManifest = {
         format: FORMAT,
@@ -266,7 +267,7 @@ export class RunFolder {
    */
   static async open(path: string, options: { readonly keep?: number } = {}): Promise<RunFolder> {
     const manifest = await readManifest(path);
-    const release = await acquireLock(join(path, LOCK));
+    const release = await lockRun(join(path, LOCK));
     try {
       await clearLeftovers(join(path, "checkpoints"));
       return new RunFolder(resolve(path), manifest, options.keep ?? 2, release);
