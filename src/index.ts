@@ -137,7 +137,8 @@ export { deviceWeights } from "./model/engine/weights.ts";
 // Models on disk, in Hugging Face layout.
 
 export type { HostArray } from "./compute/tensor/host.ts";
-export { initializeLlama, type LlamaConfig, parameterCount } from "./model/arch/llama.ts";
+export { initializeLlama, type LlamaConfig } from "./model/arch/llama.ts";
+export { initializeModel, type ModelConfig, parameterCount } from "./model/arch/models.ts";
 export { loadModelFolder, type ModelFolder, saveModelFolder } from "./model/checkpoint/folder.ts";
 
 // Text: tokens, and thoughts apart from answers.

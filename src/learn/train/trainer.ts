@@ -17,13 +17,8 @@ import type { Call } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
-import {
-  type LlamaConfig,
-  llamaParameters,
-  llamaTrain,
-  type ParameterSpec,
-  weightSpecs,
-} from "../../model/arch/llama.ts";
+import type { ParameterSpec } from "../../model/arch/architecture.ts";
+import { architectureOf, type ModelConfig, modelParameters, weightSpecs } from "../../model/arch/models.ts";
 import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
 import { batchSpecs, type Loss } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
@@ -84,7 +79,7 @@ const GRADIENT = "gradient/";
 const WAITING = "waiting/";
 
 export class Trainer {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   readonly options: OptimizerOptions;
   /** Updates taken so far. */
   updates = 0;
@@ -100,12 +95,12 @@ export class Trainer {
   /** Where the waiting gradients are; undefined when none wait. */
   #waiting: Slot | undefined;
 
-  private constructor(runtime: Runtime, config: LlamaConfig, options: OptimizerOptions) {
+  private constructor(runtime: Runtime, config: ModelConfig, options: OptimizerOptions) {
     this.config = config;
     this.options = options;
     this.#runtime = runtime;
     this.#programs = new ProgramCache(runtime);
-    this.#specs = llamaParameters(config);
+    this.#specs = modelParameters(config);
     const zeros = (specs: Record<string, TensorSpec>): Floats => tensorsOf(runtime, specs) as Floats;
     this.#state = [zeros(this.stateSpecs()), zeros(this.stateSpecs())];
     this.#gradients = [zeros(weightSpecs(config)), zeros(weightSpecs(config))];
@@ -117,7 +112,7 @@ export class Trainer {
    */
   static create(
     runtime: Runtime,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: Readonly<Record<string, HostArray<"f32">>>,
     options: Partial<OptimizerOptions> = {},
   ): Trainer {
@@ -337,7 +332,7 @@ export class Trainer {
         "ids" | "positions" | "segments" | "targets",
         Value
       >;
-      const logits = llamaTrain(x, { ids, positions, segments }, this.config);
+      const { logits } = architectureOf(this.config).train(x, { ids, positions, segments }, this.config);
       const result = loss.build(logits, x, { targets, segments }, x);
       const names = Object.keys(weights);
       const gradients = grad(
@@ -390,7 +385,7 @@ export class Trainer {
       for (const spec of this.#specs.filter((spec) => !this.#usesMuon(spec))) {
         const { name } = spec;
         const state = { m: x[stateNames.m(name)]!, v: x[stateNames.v(name)]! };
-        const weightDecay = spec.kind === "norm" ? scalar(decay, 0) : decay;
+        const weightDecay = spec.kind === "norm" || spec.kind === "bias" ? scalar(decay, 0) : decay;
         const clipped = mul(x[GRADIENT + name]!, factor);
         const updated = adamW(x[name]!, clipped, state, { ...rate, weightDecay }, this.options);
         next[NEXT + name] = updated.weight;

@@ -10,15 +10,20 @@ import { ConfigError, FileError, FormatError } from "../../base/errors.ts";
 import { readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
-import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
+import {
+  type ModelConfig,
+  modelConfigJson,
+  modelParameters,
+  type ParsedModelConfig,
+  parseModelConfig,
+} from "../arch/models.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
-import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
 import { openSafetensors, openSharded, type TensorSource, writeSafetensors } from "./safetensors.ts";
 import { toF32 } from "./widen.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
-export interface ModelWeights extends ParsedLlamaConfig {
-  /** By Hugging Face name; all of {@link llamaParameters}, in that order, and no others. */
+export interface ModelWeights extends ParsedModelConfig {
+  /** By Hugging Face name; all of {@link modelParameters}, in that order, and no others. */
   readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
 }
 
@@ -60,7 +65,7 @@ async function openWeights(folder: string): Promise<{ source: TensorSource; file
  * Names a file may hold beyond the model's own: rotary frequencies, which old conversions stored though they follow from the
  * config, and the head of a tied model, which must equal the embedding.
  */
-function isRedundant(name: string, config: LlamaConfig): boolean {
+function isRedundant(name: string, config: ModelConfig): boolean {
   return name.endsWith(".rotary_emb.inv_freq") || (config.tieEmbeddings && name === HEAD);
 }
 
@@ -68,9 +73,9 @@ function isRedundant(name: string, config: LlamaConfig): boolean {
 function checkTensors(
   file: string,
   tensors: ReadonlyMap<string, { readonly shape: Shape }>,
-  config: LlamaConfig,
+  config: ModelConfig,
 ): void {
-  const expected = new Map(llamaParameters(config).map(({ name, shape }) => [name, shape]));
+  const expected = new Map(modelParameters(config).map(({ name, shape }) => [name, shape]));
   for (const [name, shape] of expected) {
     const found = tensors.get(name)?.shape;
     if (found === undefined || !sameShape(found, shape)) {
@@ -112,14 +117,14 @@ async function checkTiedHead(file: string, source: TensorSource): Promise<void> 
 export async function loadModelWeights(folder: string): Promise<ModelWeights> {
   await recoverFolder(folder);
   const configFile = join(folder, CONFIG);
-  const { config, extra } = parseLlamaConfig(configFile, await readJson(configFile));
+  const { config, extra } = parseModelConfig(configFile, await readJson(configFile));
   const { source, file } = await openWeights(folder);
   try {
     const own = [...source.tensors].filter(([name]) => !isRedundant(name, config));
     checkTensors(file, new Map(own), config);
     if (config.tieEmbeddings && source.tensors.has(HEAD)) await checkTiedHead(file, source);
     const tensors: Record<string, HostArray<"f32">> = {};
-    for (const { name } of llamaParameters(config)) {
+    for (const { name } of modelParameters(config)) {
       tensors[name] = toF32(await source.read(name), `${file}: ${name}`);
     }
     return { config, extra, tensors };
@@ -149,7 +154,7 @@ function stopIdsOf(file: string, json: Readonly<Record<string, unknown>>): reado
   });
 }
 
-function checkVocabulary(where: string, config: LlamaConfig, tokenizer: Tokenizer): void {
+function checkVocabulary(where: string, config: ModelConfig, tokenizer: Tokenizer): void {
   if (tokenizer.vocabSize <= config.vocabSize) return;
   throw new ConfigError({
     where: `${where}: vocab_size`,
@@ -182,7 +187,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
 
 /**
  * Writes a model's folder whole or not at all, replacing one that is there. Transformers, vLLM and llama.cpp load it.
- * @param model.tensors  exactly the tensors of {@link llamaParameters}
+ * @param model.tensors  exactly the tensors of {@link modelParameters}
  * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
  * @param model.generationConfig  written over the same ids. @default nothing more
  * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
@@ -191,7 +196,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
 export async function saveModelFolder(
   folder: string,
   model: {
-    readonly config: LlamaConfig;
+    readonly config: ModelConfig;
     readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
     readonly tokenizer: Tokenizer;
     readonly extra?: Readonly<Record<string, unknown>>;
@@ -204,8 +209,8 @@ export async function saveModelFolder(
     eos_token_id: tokenizer.eosId,
     pad_token_id: tokenizer.padId,
   };
-  const configJson = llamaConfigJson({ config, extra: { ...ids, ...model.extra } });
-  parseLlamaConfig(CONFIG, configJson);
+  const configJson = modelConfigJson({ config, extra: { ...ids, ...model.extra } });
+  parseModelConfig(CONFIG, configJson);
   checkVocabulary(CONFIG, config, tokenizer);
   checkTensors(WEIGHTS, new Map(Object.entries(tensors)), config);
   const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;

@@ -10,7 +10,8 @@ import {
   withDepth,
 } from "../../../src/learn/train/config.ts";
 import { PRESETS, presetNamed } from "../../../src/learn/train/presets.ts";
-import { checkLlamaConfig, parameterCount } from "../../../src/model/arch/llama.ts";
+import { checkLlamaConfig } from "../../../src/model/arch/llama.ts";
+import { parameterCount } from "../../../src/model/arch/models.ts";
 
 const quick = PRESETS.quick.config;
 

@@ -16,10 +16,9 @@ import {
   llamaDecode,
   llamaParameters,
   llamaTrain,
-  numeralFeatures,
-  parameterCount,
-  weightSpecs,
 } from "../../../src/model/arch/llama.ts";
+import { parameterCount, weightSpecs } from "../../../src/model/arch/models.ts";
+import { numeralFeatures } from "../../../src/model/arch/numerals.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
