@@ -5,16 +5,19 @@ import { ConfigError } from "../../base/errors.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, freshWeights, type ParameterSpec } from "./architecture.ts";
+import { deepseekConfigJson, parseDeepseekConfig } from "./deepseek-json.ts";
+import { DEEPSEEK_V3, type DeepseekV3Config } from "./deepseek-v3.ts";
 import { LLAMA, type LlamaConfig, QWEN2 } from "./llama.ts";
 import { llamaConfigJson, parseLlamaConfig } from "./llama-json.ts";
 
-export type ModelConfig = LlamaConfig;
+export type ModelConfig = LlamaConfig | DeepseekV3Config;
 
-const ARCHITECTURES = { llama: LLAMA, qwen2: QWEN2 };
+const ARCHITECTURES = { llama: LLAMA, qwen2: QWEN2, deepseek_v3: DEEPSEEK_V3 };
 
 /** The architecture of a config. */
 export function architectureOf(config: ModelConfig): Architecture<ModelConfig> {
-  return ARCHITECTURES[config.modelType ?? "llama"];
+  // The config says which it is; of the others, none will be asked about it.
+  return ARCHITECTURES[config.modelType ?? "llama"] as Architecture<ModelConfig>;
 }
 
 /** Every tensor of the model, in order. */
@@ -70,6 +73,8 @@ export function parseModelConfig(where: string, json: unknown): ParsedModelConfi
     case "llama":
     case "qwen2":
       return parseLlamaConfig(where, json, type);
+    case "deepseek_v3":
+      return parseDeepseekConfig(where, json);
     default:
       throw new ConfigError({
         where: `${where}: model_type`,
@@ -81,5 +86,7 @@ export function parseModelConfig(where: string, json: unknown): ParsedModelConfi
 
 /** The `config.json` of a float32 model; `extra` as {@link parseModelConfig} gave it. */
 export function modelConfigJson({ config, extra }: ParsedModelConfig): Record<string, unknown> {
-  return llamaConfigJson({ config, extra });
+  return config.modelType === "deepseek_v3"
+    ? deepseekConfigJson({ config, extra })
+    : llamaConfigJson({ config, extra });
 }
