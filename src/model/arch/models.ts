@@ -4,7 +4,7 @@ import { z } from "zod";
 import { ConfigError } from "../../base/errors.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
-import { type Architecture, freshWeights, type ParameterSpec } from "./architecture.ts";
+import { type Architecture, type FreshOptions, freshWeights, type ParameterSpec } from "./architecture.ts";
 import { deepseekConfigJson, parseDeepseekConfig } from "./deepseek-json.ts";
 import { DEEPSEEK_V3, type DeepseekV3Config } from "./deepseek-v3.ts";
 import { LLAMA, type LlamaConfig, QWEN2 } from "./llama.ts";
@@ -44,10 +44,14 @@ export function cachedNumbers(config: ModelConfig): number {
     .reduce((total, { groups, width }) => total + groups * width, 0);
 }
 
-/** Fresh weights. @throws ConfigError naming the field that breaks its rule */
-export function initializeModel(config: ModelConfig, seed: number): Record<string, HostArray<"f32">> {
+/** As {@link freshWeights}. @throws ConfigError naming the field that breaks its rule */
+export function initializeModel(
+  config: ModelConfig,
+  seed: number,
+  options: FreshOptions = {},
+): Record<string, HostArray<"f32">> {
   architectureOf(config).check(config);
-  return freshWeights(modelParameters(config), seed);
+  return freshWeights(modelParameters(config), seed, options);
 }
 
 /** What a `config.json` says. */
