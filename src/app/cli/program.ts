@@ -15,6 +15,7 @@ import { register as registerEval } from "./commands/eval.ts";
 import { register as registerExport } from "./commands/export.ts";
 import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
+import { register as registerInspect } from "./commands/inspect.ts";
 import { register as registerRuns } from "./commands/runs.ts";
 import { register as registerTrain } from "./commands/train.ts";
 import { withExamples } from "./help.ts";
@@ -61,6 +62,7 @@ export function createProgram(io: Context): Command {
     registerGenerate,
     registerRuns,
     registerExport,
+    registerInspect,
     registerGrade,
     registerBench,
   ])

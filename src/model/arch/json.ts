@@ -11,12 +11,18 @@ export const off = (what: string) => z.literal(false, `must be false: ${what} ar
 
 export const DEFAULT_ROPE_THETA = 10_000;
 
+/** More layers, and more experts, than any model has: what a config says is made into a list of tensors. */
+const MOST_LAYERS = 1024;
+const MOST_EXPERTS = 4096;
+export const layerCount = count.max(MOST_LAYERS, `must be at most ${MOST_LAYERS}`);
+export const expertCount = count.max(MOST_EXPERTS, `must be at most ${MOST_EXPERTS}`);
+
 /** Keys that every architecture has; weights are float32 once loaded, whatever they were in the file. */
 export const commonKeys = {
   vocab_size: count,
   hidden_size: count,
   intermediate_size: count,
-  num_hidden_layers: count,
+  num_hidden_layers: layerCount,
   num_attention_heads: count,
   hidden_act: z.literal("silu", 'must be "silu": no other activation is supported').default("silu"),
   rms_norm_eps: positive.default(1e-6),
