@@ -124,6 +124,7 @@ export {
   type WeightTensors,
 } from "./model/engine/engine.ts";
 export type { SamplingOptions } from "./model/engine/sampler.ts";
+export { acceptance, type Speculated, type SpeculateOptions, Speculator } from "./model/engine/speculate.ts";
 export {
   encodePrompt,
   generateText,
@@ -137,7 +138,10 @@ export { deviceWeights } from "./model/engine/weights.ts";
 // Models on disk, in Hugging Face layout.
 
 export type { HostArray } from "./compute/tensor/host.ts";
-export { initializeLlama, type LlamaConfig, parameterCount } from "./model/arch/llama.ts";
+export type { DeepseekV3Config } from "./model/arch/deepseek-v3.ts";
+export { type Inspection, inspectModel } from "./model/arch/inspect.ts";
+export { initializeLlama, type LlamaConfig } from "./model/arch/llama.ts";
+export { initializeModel, type ModelConfig, parameterCount } from "./model/arch/models.ts";
 export { loadModelFolder, type ModelFolder, saveModelFolder } from "./model/checkpoint/folder.ts";
 
 // Text: tokens, and thoughts apart from answers.

@@ -27,7 +27,8 @@ import { interpret } from "../../src/compute/runtime/interpreter.ts";
 import type { Runtime } from "../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray, i32 } from "../../src/compute/tensor/host.ts";
 import type { Shape } from "../../src/compute/tensor/shape.ts";
-import { packedCausalMask, rotaryTables } from "../../src/model/nn/layers.ts";
+import { packedCausalMask } from "../../src/model/nn/layers.ts";
+import { rotaryTables } from "../../src/model/nn/rope.ts";
 import {
   createEngine,
   expectAllClose,

@@ -165,6 +165,86 @@ function cachedAttentionRow({ name, B, T, H, Hk, valid, total = Math.max(...vali
   };
 }
 
+/** Attention over a latent cache: nothing is rotated, and one array is keys and values, its memory updated by both. */
+function latentAttentionRow({
+  name,
+  B,
+  T,
+  H,
+  valid,
+  total = Math.max(...valid),
+}: Omit<CacheCase, "Hk">): Row {
+  const [S, D] = [8, 24];
+  const row = cachedAttentionRow({ name, B, T, H, Hk: 1, valid, total });
+  const past = valid.map((n) => (total === T ? 0 : n - T));
+  const mark = (positions: number, width: number, isValid: (b: number, position: number) => boolean) =>
+    valid.flatMap((_, b) =>
+      Array.from({ length: positions * width }, (_, i) => (isValid(b, Math.floor(i / width)) ? 1 : 0)),
+    );
+  const cache = mark(S, D, (b, position) => position < valid[b]!);
+  return {
+    ...row,
+    inputs: (random) => {
+      const { lengths, total: largest } = row.inputs(random);
+      return {
+        q: normal(random, [B, T, H * D]),
+        k: normal(random, [B, T, D]),
+        past: normal(random, [B, 1, S, D]),
+        lengths: lengths!,
+        total: largest!,
+      };
+    },
+    fn: ({ q, k, past: before, lengths, total: largest }) =>
+      p.cachedAttention(
+        {
+          q: q!,
+          k: k!,
+          v: k!,
+          pastKeys: before!,
+          pastValues: before!,
+          lengths: lengths!,
+          total: largest!,
+        },
+        { heads: H, kvHeads: 1, scale: 0.3 },
+      ),
+    inPlace: [
+      ["past", "keys"],
+      ["past", "values"],
+    ],
+    meaningful: {
+      attended: mark(T, H * D, (b, t) => past[b]! + t < valid[b]!),
+      keys: cache,
+      values: cache,
+    },
+  };
+}
+
+/** Products by group, plain and transposed, of groups that are uneven, empty and alone. */
+function groupedRows(): [Row, ...Row[]] {
+  const counts: [string, readonly number[]][] = [
+    ["of uneven groups", [3, 1, 2]],
+    ["with an empty group", [0, 4, 2]],
+    ["with all rows in the last group", [0, 0, 6]],
+  ];
+  const rows = [false, true].flatMap((transposed) =>
+    counts.map(
+      ([how, sizes]): Row => ({
+        name: `groupedMatmul ${how}${transposed ? ", transposed" : ""}`,
+        inputs: (random) => ({
+          x: normal(random, [6, transposed ? 2 : 4]),
+          counts: i32([3], sizes),
+          first: normal(random, [2, 4]),
+          second: normal(random, [2, 4]),
+          third: normal(random, [2, 4]),
+        }),
+        fn: ({ x, counts, first, second, third }) =>
+          p.groupedMatmul(x!, counts!, [first!, second!, third!], { transposed }),
+      }),
+    ),
+  );
+  return rows as [Row, ...Row[]];
+}
+
 // The tables
 
 export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
@@ -443,6 +523,44 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
       name: "argMax of a vector",
       inputs: (random) => ({ x: normal(random, [6]) }),
       fn: ({ x }) => p.argMax(x!),
+    },
+  ],
+  topK: [
+    {
+      name: "topK of rows",
+      inputs: (random) => ({ x: normal(random, [3, 7]) }),
+      fn: ({ x }) => p.topK(x!, 3),
+    },
+    {
+      name: "topK of all, and with ties the first first",
+      inputs: () => ({ x: f32([2, 4], [2, 1, 2, 1, 0, 0, 0, 0]) }),
+      fn: ({ x }) => p.topK(x!, 4),
+    },
+    {
+      name: "topK that sorts many numbers with ties",
+      inputs: (random) => ({ x: f32([500], [...ids(random, [500], 9).data]) }),
+      fn: ({ x }) => p.topK(x!, 500),
+    },
+    {
+      name: "topK with excluded elements",
+      inputs: () => ({ x: f32([4], [-Infinity, -1, -Infinity, -5]) }),
+      fn: ({ x }) => p.topK(x!, 2),
+    },
+  ],
+  groupedMatmul: groupedRows(),
+  groupedOuter: [
+    {
+      name: "groupedOuter with an empty group",
+      inputs: (random) => ({
+        a: normal(random, [5, 3]),
+        b: normal(random, [5, 2]),
+        counts: i32([3], [2, 0, 3]),
+      }),
+      fn: ({ a, b, counts }) => {
+        const [first, second, third] = p.groupedOuter(a!, b!, counts!);
+        return { first: first!, second: second!, third: third! };
+      },
+      differentiable: [],
     },
   ],
   cumulativeSum: [
@@ -731,8 +849,21 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
       fn: ({ x, positions, cos, sin }) => p.rotary(x!, positions!, cos!, sin!),
       differentiable: ["x"],
     },
+    {
+      name: "rotary of interleaved pairs",
+      inputs: (random) => ({
+        x: normal(random, [2, 3, 16]),
+        positions: i32([2, 3], [0, 1, 2, 5, 5, 0]),
+        ...tables(6, 8),
+      }),
+      fn: ({ x, positions, cos, sin }) => p.rotary(x!, positions!, cos!, sin!, { interleaved: true }),
+      differentiable: ["x"],
+    },
   ],
   cachedAttention: [
+    latentAttentionRow({ name: "cachedAttention over latents", B: 2, T: 1, H: 3, valid: [3, 6] }),
+    latentAttentionRow({ name: "cachedAttention over latents, of prompts", B: 2, T: 5, H: 2, valid: [5, 2] }),
+    latentAttentionRow({ name: "cachedAttention over latents, of two tokens", B: 1, T: 2, H: 4, valid: [7] }),
     cachedAttentionRow({
       name: "cachedAttention of one token",
       B: 2,
@@ -925,6 +1056,17 @@ export const TWINS: readonly Twins[] = [
     }),
     fused: ({ x, positions, cos, sin }) => p.rotary(x!, positions!, cos!, sin!),
     unfused: ({ x, positions, cos, sin }) => rotaryUnfused(x!, positions!, cos!, sin!),
+    differentiable: ["x"],
+  },
+  {
+    name: "rotary of interleaved pairs",
+    inputs: (random) => ({
+      x: normal(random, [2, 4, 24]),
+      positions: ids(random, [2, 4], 9),
+      ...tables(9, 8),
+    }),
+    fused: ({ x, positions, cos, sin }) => p.rotary(x!, positions!, cos!, sin!, { interleaved: true }),
+    unfused: ({ x, positions, cos, sin }) => rotaryUnfused(x!, positions!, cos!, sin!, { interleaved: true }),
     differentiable: ["x"],
   },
   {

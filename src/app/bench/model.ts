@@ -3,7 +3,8 @@
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import type { DenseSizes } from "../../learn/cost/flops.ts";
-import { initializeLlama, type LlamaConfig, parameterCount } from "../../model/arch/llama.ts";
+import { initializeLlama, type LlamaConfig } from "../../model/arch/llama.ts";
+import { parameterCount } from "../../model/arch/models.ts";
 
 export interface ModelShape {
   readonly layers: number;

@@ -15,6 +15,7 @@ import { register as registerEval } from "./commands/eval.ts";
 import { register as registerExport } from "./commands/export.ts";
 import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
+import { register as registerInspect } from "./commands/inspect.ts";
 import { register as registerModels } from "./commands/models.ts";
 import { register as registerPull } from "./commands/pull.ts";
 import { register as registerRuns } from "./commands/runs.ts";
@@ -65,6 +66,7 @@ export function createProgram(io: Context): Command {
     registerPull,
     registerModels,
     registerExport,
+    registerInspect,
     registerGrade,
     registerBench,
   ])

@@ -16,6 +16,8 @@ import {
   full,
   gatherRows,
   greater,
+  groupedMatmul,
+  groupedOuter,
   less,
   matmul,
   mean,
@@ -128,6 +130,7 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
     return [mul(unreduce(g, x!, axes), div(winners, count))];
   },
   argMax: none,
+  topK: none,
   // The transpose of a running sum is a running sum from the end: total − running sum + itself.
   cumulativeSum: ({ inputs: [x], attributes: { axis } }, g) => {
     const total = sum(g, [axis], { keepDims: true });
@@ -147,6 +150,13 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
     }
     return [sumTo(matmul(g, transposeLast(b!)), a!.shape), sumTo(matmul(transposeLast(a!), g), b!.shape)];
   },
+
+  groupedMatmul: ({ inputs: [x, counts, ...matrices], attributes: { transposed } }, g) => [
+    groupedMatmul(g, counts!, matrices, { transposed: !transposed }),
+    null,
+    ...(transposed ? groupedOuter(x!, g, counts!) : groupedOuter(g, x!, counts!)),
+  ],
+  groupedOuter: null,
 
   reshape: ({ inputs: [x] }, g) => [reshape(g, x!.shape)],
   transpose: ({ attributes: { permutation } }, g) => {
@@ -185,8 +195,8 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
     return [mul(r, sub(gw, mul(normed, projection))), sumTo(mul(g, normed), weight!.shape)];
   },
   // A rotation's transpose is the rotation back. The tables are constants of the position, so they get none.
-  rotary: ({ inputs: [, positions, cos, sin] }, g) => [
-    rotary(g, positions!, cos!, neg(sin!)),
+  rotary: ({ inputs: [, positions, cos, sin], attributes }, g) => [
+    rotary(g, positions!, cos!, neg(sin!), attributes),
     null,
     null,
     null,

@@ -59,11 +59,25 @@ export interface Attributes {
   reduceMax: { readonly axes: readonly number[]; readonly keepDims: boolean };
   /** Index of the first largest element along the last axis, which is dropped; i32. */
   argMax: None;
+  /** Indices (i32) of the k largest elements along the last axis, largest first; of equal ones, the first first. */
+  topK: { readonly k: number };
   /** Inclusive running sum along one axis. */
   cumulativeSum: { readonly axis: number };
 
   /** `[…, M, K] · […, K, N] → […, M, N]`; batch axes broadcast. */
   matmul: None;
+
+  /**
+   * Rows that belong to groups, each group times a matrix of its own; nothing is computed for an empty group.
+   * Inputs: x `[M, K]`, its rows sorted by group, counts `i32[E]` (rows of each group, M together), and E matrices
+   * `[N, K]`, or `[K, N]` when transposed. Output: `[M, N]`, x·Wᵀ or, transposed, x·W.
+   */
+  groupedMatmul: { readonly transposed: boolean };
+  /**
+   * The gradient of groupedMatmul by its matrices. Inputs: a `[M, N]` and b `[M, K]`, rows sorted by group, and counts
+   * `i32[E]`. Outputs: E matrices `[N, K]`, aᵀ·b over the rows of each group; zeros for an empty one. Has no gradient.
+   */
+  groupedOuter: { readonly groups: number };
 
   // Layout.
   reshape: { readonly shape: Shape };
@@ -87,14 +101,16 @@ export interface Attributes {
   /** `x / sqrt(mean(x²) + epsilon) · weight` along the last axis. */
   rmsNorm: { readonly epsilon: number };
   /**
-   * Rotary position embedding (arXiv:2104.09864), half-split pairs (j, j + D/2) as in Hugging Face's llama.
+   * Rotary position embedding (arXiv:2104.09864), half-split pairs (j, j + D/2) as in Hugging Face's llama, or interleaved
+   * pairs (2j, 2j + 1) as in DeepSeek-V3.
    * Inputs: x `[B,T,H·D]`, positions `i32[B,T]`, cos and sin `[S, D/2]`.
    */
-  rotary: None;
+  rotary: { readonly interleaved: boolean };
   /**
    * Attention of new positions over a cache that is updated in place (ONNX Runtime's GroupQueryAttention).
    * Inputs: q `[B,T,H·D]`, k and v `[B,T,Hk·D]`, past keys and values `[B,Hk,S,D]`, lengths `i32[B]` (valid positions
-   * after this call, minus one), total `i32[1]` (largest of them, plus one), cos and sin `[S, D/2]`. With total = T the
+   * after this call, minus one), total `i32[1]` (largest of them, plus one), and cos and sin `[S, D/2]`; without these
+   * two nothing is rotated. Keys and values, and their pasts, may be the same. With total = T the
    * call is a first prompt: it starts at position 0, and each row may be padded on the right. Any other call appends T
    * positions to each row; the engine then wants T = 1 or B = 1.
    * Outputs: attended `[B,T,H·D]` and the two caches. Inference only: it has no gradient.

@@ -128,6 +128,9 @@ export function reduceMax(x: Value, axes: readonly number[], options: ReduceOpti
 /** Index (i32) of the first largest element along the last axis. */
 export const argMax = (x: Value): Value => apply("argMax", [x], {})[0]!;
 
+/** Indices (i32) of the k largest elements along the last axis, largest first; of equal ones, the first first. */
+export const topK = (x: Value, k: number): Value => apply("topK", [x], { k })[0]!;
+
 /** Inclusive running sum along an axis. */
 export function cumulativeSum(x: Value, axis: number): Value {
   return apply("cumulativeSum", [x], { axis: normalizeAxis("cumulativeSum", axis, x.shape.length) })[0]!;
@@ -135,6 +138,22 @@ export function cumulativeSum(x: Value, axis: number): Value {
 
 /** `[…, M, K] · […, K, N] → […, M, N]`. */
 export const matmul = (a: Value, b: Value): Value => apply("matmul", [a, b], {})[0]!;
+
+/** Each group of rows of x times a matrix of its own; see `Attributes.groupedMatmul` for the shapes. */
+export function groupedMatmul(
+  x: Value,
+  counts: Value,
+  matrices: readonly Value[],
+  options: { readonly transposed?: boolean } = {},
+): Value {
+  const { transposed = false } = options;
+  return apply("groupedMatmul", [x, counts, ...matrices], { transposed })[0]!;
+}
+
+/** aᵀ·b over each group of rows; see `Attributes.groupedOuter` for the shapes. */
+export function groupedOuter(a: Value, b: Value, counts: Value): readonly Value[] {
+  return apply("groupedOuter", [a, b, counts], { groups: counts.shape[0]! });
+}
 
 export function reshape(x: Value, shape: Shape): Value {
   if (sameShape(x.shape, shape)) return x;
@@ -199,8 +218,14 @@ export function rmsNorm(x: Value, weight: Value, options: { readonly epsilon: nu
 }
 
 /** Rotary position embedding, fused; `rotaryUnfused` in ops/ is its oracle. See `Attributes.rotary` for the shapes. */
-export function rotary(x: Value, positions: Value, cos: Value, sin: Value): Value {
-  return apply("rotary", [x, positions, cos, sin], {})[0]!;
+export function rotary(
+  x: Value,
+  positions: Value,
+  cos: Value,
+  sin: Value,
+  options: { readonly interleaved?: boolean } = {},
+): Value {
+  return apply("rotary", [x, positions, cos, sin], { interleaved: options.interleaved ?? false })[0]!;
 }
 
 /** Attention over a cache updated in place; see `Attributes.cachedAttention` for the shapes. */
@@ -213,15 +238,17 @@ export function cachedAttention(
     readonly pastValues: Value;
     readonly lengths: Value;
     readonly total: Value;
-    readonly cos: Value;
-    readonly sin: Value;
+    /** Both or neither. */
+    readonly cos?: Value;
+    readonly sin?: Value;
   },
   options: { readonly heads: number; readonly kvHeads: number; readonly scale: number },
 ): { attended: Value; keys: Value; values: Value } {
   const { q, k, v, pastKeys, pastValues, lengths, total, cos, sin } = inputs;
+  const rotation = [cos, sin].filter((table) => table !== undefined);
   const outputs = apply(
     "cachedAttention",
-    [q, k, v, pastKeys, pastValues, lengths, total, cos, sin],
+    [q, k, v, pastKeys, pastValues, lengths, total, ...rotation],
     options,
   );
   return { attended: outputs[0]!, keys: outputs[1]!, values: outputs[2]! };

@@ -22,8 +22,9 @@ const NUMBER: readonly DType[] = ["f32", "f16", "i32", "i64"];
 const BOOL: readonly DType[] = ["bool"];
 const INDEX: readonly DType[] = ["i32"];
 
-/** ONNX Runtime's GroupQueryAttention refuses other head widths when it rotates, and only once it runs. */
-const HEAD_WIDTH_STEP = 16;
+/** ONNX Runtime's GroupQueryAttention refuses other head widths, and only once it runs: when it rotates, and when not. */
+const ROTATED_WIDTH_STEP = 16;
+const PLAIN_WIDTH_STEP = 8;
 
 function show(inputs: readonly TensorSpec[]): string {
   return inputs.map(showSpec).join(", ");
@@ -161,6 +162,14 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     const { lead } = splitLast("argMax", argument("argMax", inputs, 0, FLOAT));
     return [{ dtype: "i32", shape: lead }];
   },
+  topK: (inputs, { k }) => {
+    expectCount("topK", inputs, 1);
+    const { lead, last } = splitLast("topK", argument("topK", inputs, 0, FLOAT));
+    if (!Number.isSafeInteger(k) || k < 1 || k > last) {
+      throw new ShapeError({ where: "topK", rule: `k must be from 1 to ${last}`, got: `${k}` });
+    }
+    return [{ dtype: "i32", shape: [...lead, k] }];
+  },
   cumulativeSum: (inputs, { axis }) => {
     expectCount("cumulativeSum", inputs, 1);
     const x = argument("cumulativeSum", inputs, 0, NUMBER);
@@ -194,6 +203,49 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
         shape: [...broadcastShapes("matmul", a.shape.slice(0, -2), b.shape.slice(0, -2)), M, N],
       },
     ];
+  },
+
+  groupedMatmul: (inputs, { transposed }) => {
+    const x = argument("groupedMatmul", inputs, 0, FLOAT);
+    const counts = argument("groupedMatmul", inputs, 1, INDEX);
+    const matrices = inputs.slice(2);
+    const first = argument("groupedMatmul", inputs, 2, FLOAT);
+    expectSameDType("groupedMatmul", inputs, [x, ...matrices]);
+    const [M, K] = x.shape;
+    const fits =
+      x.shape.length === 2 &&
+      sameShape(counts.shape, [matrices.length]) &&
+      first.shape.length === 2 &&
+      first.shape[transposed ? 0 : 1] === K &&
+      matrices.every(({ shape }) => sameShape(shape, first.shape));
+    if (!fits) {
+      throw new ShapeError({
+        where: "groupedMatmul",
+        rule: `x [M,K], counts i32[E], E matrices ${transposed ? "[K,N]" : "[N,K]"}`,
+        got: show(inputs),
+      });
+    }
+    return [{ dtype: x.dtype, shape: [M!, first.shape[transposed ? 1 : 0]!] }];
+  },
+  groupedOuter: (inputs, { groups }) => {
+    expectCount("groupedOuter", inputs, 3);
+    const a = argument("groupedOuter", inputs, 0, FLOAT);
+    const b = argument("groupedOuter", inputs, 1, FLOAT);
+    const counts = argument("groupedOuter", inputs, 2, INDEX);
+    expectSameDType("groupedOuter", inputs, [a, b]);
+    const fits =
+      a.shape.length === 2 &&
+      b.shape.length === 2 &&
+      a.shape[0] === b.shape[0] &&
+      sameShape(counts.shape, [groups]);
+    if (!fits) {
+      throw new ShapeError({
+        where: "groupedOuter",
+        rule: `a [M,N], b [M,K], counts i32[${groups}]`,
+        got: show(inputs),
+      });
+    }
+    return Array.from({ length: groups }, () => ({ dtype: a.dtype, shape: [a.shape[1]!, b.shape[1]!] }));
   },
 
   reshape: (inputs, { shape }) => {
@@ -344,8 +396,9 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
     return [{ dtype: x.dtype, shape: x.shape }];
   },
   cachedAttention: (inputs, { heads, kvHeads }) => {
-    expectCount("cachedAttention", inputs, 9);
-    const [q, k, v, pastKeys, pastValues, lengths, total, cos, sin] = inputs as readonly [
+    const rotated = inputs.length === 9;
+    if (!rotated) expectCount("cachedAttention", inputs, 7);
+    const [q, k, v, pastKeys, pastValues, lengths, total, ...tables] = inputs as readonly [
       TensorSpec,
       TensorSpec,
       TensorSpec,
@@ -353,11 +406,10 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
       TensorSpec,
       TensorSpec,
       TensorSpec,
-      TensorSpec,
-      TensorSpec,
+      ...TensorSpec[],
     ];
     argument("cachedAttention", inputs, 0, FLOAT);
-    expectSameDType("cachedAttention", inputs, [q, k, v, pastKeys, pastValues, cos, sin]);
+    expectSameDType("cachedAttention", inputs, [q, k, v, pastKeys, pastValues, ...tables]);
     const [B, Hk, S, D] = pastKeys.shape;
     const T = q.shape[1];
     const fits =
@@ -377,8 +429,7 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
       lengths.dtype === "i32" &&
       sameShape(total.shape, [1]) &&
       total.dtype === "i32" &&
-      sameShape(cos.shape, [S, D / 2]) &&
-      sameShape(sin.shape, cos.shape);
+      tables.every(({ shape }) => sameShape(shape, [S, D / 2]));
     if (!fits) {
       throw new ShapeError({
         where: "cachedAttention",
@@ -386,10 +437,11 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
         got: `${show(inputs)} with H=${heads}, Hk=${kvHeads}`,
       });
     }
-    if (D % HEAD_WIDTH_STEP !== 0) {
+    const step = rotated ? ROTATED_WIDTH_STEP : PLAIN_WIDTH_STEP;
+    if (D % step !== 0) {
       throw new ShapeError({
         where: "cachedAttention",
-        rule: `D must be a multiple of ${HEAD_WIDTH_STEP}`,
+        rule: `D must be a multiple of ${step}`,
         got: `D=${D} (${show(inputs)})`,
         remedy: "Choose another head width",
       });

@@ -49,6 +49,7 @@ class Emitter {
   /** Names that the graph's inputs and outputs bear. */
   readonly #claimed = new Set<string>();
   readonly #shared = new Map<string, string>();
+  readonly #splits = new Map<string, readonly string[]>();
   #next = 0;
 
   name(x: Value): string {
@@ -124,6 +125,19 @@ class Emitter {
     return name;
   }
 
+  /** The rows of an array in parts of as many as `counts` says when the graph runs; one split for all who ask. */
+  split(x: string, counts: string, parts: number): readonly string[] {
+    const key = `split:${x}:${counts}`;
+    let names = this.#splits.get(key);
+    if (names === undefined) {
+      const sizes = this.temporary("Cast", [counts], { to: ELEMENT_TYPE.i64 });
+      names = Array.from({ length: parts }, () => this.fresh());
+      this.node("Split", [x, sizes], names, { axis: 0 });
+      this.#splits.set(key, names);
+    }
+    return names;
+  }
+
   zeros(shape: Shape): string {
     return this.temporary("Expand", [this.floats([0], []), this.integers(shape)]);
   }
@@ -192,10 +206,29 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     const wide = emitter.temporary("ArgMax", inputs, { axis: -1, keepdims: 0 });
     emitter.node("Cast", [wide], outputs, { to: ELEMENT_TYPE.i32 });
   },
+  topK: (emitter, { attributes: { k } }, [x], outputs) => {
+    const [values, wide] = [emitter.fresh(), emitter.fresh()];
+    emitter.node("TopK", [x!, emitter.integers([k])], [values, wide], { axis: -1, largest: 1, sorted: 1 });
+    emitter.node("Cast", [wide], outputs, { to: ELEMENT_TYPE.i32 });
+  },
   cumulativeSum: (emitter, { attributes: { axis } }, [x], outputs) =>
     emitter.node("CumSum", [x!, emitter.integers([axis])], outputs),
 
   matmul: same("MatMul"),
+
+  groupedMatmul: (emitter, { attributes: { transposed } }, [x, counts, ...matrices], outputs) => {
+    const parts = emitter.split(x!, counts!, matrices.length);
+    const products = parts.map((part, e) =>
+      emitter.temporary("Gemm", [part, matrices[e]!], { transB: transposed ? 0 : 1 }),
+    );
+    emitter.node("Concat", products, outputs, { axis: 0 });
+  },
+  groupedOuter: (emitter, { attributes: { groups } }, [a, b, counts], outputs) => {
+    const [left, right] = [emitter.split(a!, counts!, groups), emitter.split(b!, counts!, groups)];
+    for (const [e, output] of outputs.entries()) {
+      emitter.node("Gemm", [left[e]!, right[e]!], [output], { transA: 1 });
+    }
+  },
 
   reshape: (emitter, { attributes: { shape } }, [x], outputs) =>
     emitter.node("Reshape", [x!, emitter.integers(shape)], outputs),
@@ -253,9 +286,10 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   softmax: (emitter, _, inputs, outputs) => emitter.node("Softmax", inputs, outputs, { axis: -1 }),
   rmsNorm: (emitter, { attributes: { epsilon } }, inputs, outputs) =>
     emitter.node("SimplifiedLayerNormalization", inputs, outputs, { axis: -1, epsilon: { float: epsilon } }),
-  rotary: (emitter, _, [x, positions, cos, sin], outputs) => {
+  rotary: (emitter, { attributes }, [x, positions, cos, sin], outputs) => {
     const wide = emitter.temporary("Cast", [positions!], { to: ELEMENT_TYPE.i64 });
-    emitter.node("RotaryEmbedding", [x!, wide, cos!, sin!], outputs, { interleaved: 0 }, "com.microsoft");
+    const interleaved = attributes.interleaved ? 1 : 0;
+    emitter.node("RotaryEmbedding", [x!, wide, cos!, sin!], outputs, { interleaved }, "com.microsoft");
   },
   cachedAttention: (emitter, { attributes: { heads, kvHeads, scale } }, inputs, outputs) =>
     emitter.node(
@@ -266,7 +300,7 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
         num_heads: heads,
         kv_num_heads: kvHeads,
         scale: { float: scale },
-        do_rotary: 1,
+        do_rotary: inputs.length === 9 ? 1 : 0,
         rotary_interleaved: 0,
       },
       "com.microsoft",

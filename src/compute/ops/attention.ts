@@ -21,29 +21,31 @@ import {
  * products, and no copy of keys or values.
  *
  * @param q     [B, T, H·D], rotated
- * @param k, v  [B, S, Hk·D], k rotated
+ * @param k     [B, S, Hk·D], rotated
+ * @param v     [B, S, Hk·Dv]; often Dv = D
  * @param mask  broadcastable to [B, 1, 1, T, S]: 0 where attention is allowed, a large negative number elsewhere
- * @returns     [B, T, H·D]
+ * @param options.scale  of the scores. @default 1/√D
+ * @returns     [B, T, H·Dv]
  */
 export function attention(
   q: Value,
   k: Value,
   v: Value,
   mask: Value,
-  options: { readonly heads: number; readonly kvHeads: number },
+  options: { readonly heads: number; readonly kvHeads: number; readonly scale?: number },
 ): Value {
   const { heads: H, kvHeads: Hk } = options;
   const [B, T, width] = q.shape as readonly [number, number, number];
   const S = k.shape[1]!;
   const D = width / H;
+  const Dv = v.shape[2]! / Hk;
   const R = H / Hk;
   // Scaling the queries is cheaper than scaling the scores: D numbers a row instead of S.
-  const scaled = mul(q, 1 / Math.sqrt(D));
+  const scaled = mul(q, options.scale ?? 1 / Math.sqrt(D));
   const rows = reshape(transpose(reshape(scaled, [B, T, Hk, R, D]), [0, 2, 3, 1, 4]), [B, Hk, R * T, D]);
-  const [keys, values] = [k, v].map((x) => transpose(reshape(x, [B, S, Hk, D]), [0, 2, 1, 3])) as [
-    Value,
-    Value,
-  ];
+  const [keys, values] = [reshape(k, [B, S, Hk, D]), reshape(v, [B, S, Hk, Dv])].map((x) =>
+    transpose(x, [0, 2, 1, 3]),
+  ) as [Value, Value];
   const probabilities = reshape(
     softmax(add(reshape(matmul(rows, transposeLast(keys)), [B, Hk, R, T, S]), mask)),
     [B, Hk, R * T, S],
@@ -57,5 +59,6 @@ export function attention(
     const dScores = mul(sub(matmul(g, transposeLast(values)), rowSums), probabilities);
     return [matmul(dScores, keys), matmul(transposeLast(dScores), rows), dValues];
   });
-  return reshape(transpose(reshape(attended, [B, Hk, R, T, D]), [0, 3, 1, 2, 4]), [B, T, width]); // [B, Hk, R, T, D] → [B, T, H·D]
+  const heads = transpose(reshape(attended, [B, Hk, R, T, Dv]), [0, 3, 1, 2, 4]); // [B, T, Hk, R, Dv]
+  return reshape(heads, [B, T, H * Dv]);
 }

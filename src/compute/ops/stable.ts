@@ -17,6 +17,7 @@ import {
   sqrt,
   sub,
   sum,
+  transpose,
   withGradient,
 } from "../graph/primitives.ts";
 
@@ -55,16 +56,29 @@ export function silu(x: Value): Value {
  * @param positions  i32[B, T], below S
  * @param cos, sin   [S, D/2]
  */
-export function rotaryUnfused(x: Value, positions: Value, cos: Value, sin: Value): Value {
+export function rotaryUnfused(
+  x: Value,
+  positions: Value,
+  cos: Value,
+  sin: Value,
+  options: { readonly interleaved?: boolean } = {},
+): Value {
   const [B, T, width] = x.shape as readonly [number, number, number];
   const half = cos.shape[1]!;
-  const heads = reshape(x, [B, T, width / (2 * half), 2 * half]);
+  const H = width / (2 * half);
+  /** Interleaved pairs side by side become halves, and back. */
+  const swapped = (y: Value, from: readonly [number, number]): Value =>
+    options.interleaved
+      ? reshape(transpose(reshape(y, [B, T, H, ...from]), [0, 1, 2, 4, 3]), [B, T, H, 2 * half])
+      : reshape(y, [B, T, H, 2 * half]);
+  const heads = swapped(x, [half, 2]);
   const [a, b] = [slice(heads, -1, 0, half), slice(heads, -1, half, 2 * half)];
   const [c, s] = [cos, sin].map((table) => reshape(gatherRows(table, positions), [B, T, 1, half])) as [
     Value,
     Value,
   ];
-  return reshape(concat([sub(mul(a, c), mul(b, s)), add(mul(b, c), mul(a, s))], -1), x.shape);
+  const turned = concat([sub(mul(a, c), mul(b, s)), add(mul(b, c), mul(a, s))], -1);
+  return reshape(swapped(turned, [2, half]), x.shape);
 }
 
 /**

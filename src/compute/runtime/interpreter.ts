@@ -162,6 +162,15 @@ function expectWithin(where: string, indices: Float64Array, size: number): void 
   throw new ShapeError({ where, rule: `indices must lie in 0 … ${size - 1}`, got: String(bad) });
 }
 
+/** The group of each row, from how many rows each group has. @throws ShapeError unless they have all rows together */
+function groupsOf(where: string, counts: Float64Array, rows: number): number[] {
+  const groups = [...counts].flatMap((n, group) => new Array<number>(Math.max(0, n)).fill(group));
+  if (groups.length !== rows || counts.some((n) => n < 0)) {
+    throw new ShapeError({ where, rule: `counts must add up to ${rows} rows`, got: counts.join(", ") });
+  }
+  return groups;
+}
+
 const unary =
   (f: (x: number) => number): Kernel<PrimitiveName> =>
   ([x]) => [x!.data.map(f)];
@@ -245,6 +254,17 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
       }),
     ];
   },
+  topK: ([x], { k }) => {
+    const width = x!.shape.at(-1)!;
+    const result = new Float64Array((x!.data.length / width) * k);
+    for (let row = 0; row * width < x!.data.length; row++) {
+      const values = x!.data.subarray(row * width, (row + 1) * width);
+      // Sorting is stable: of equal elements the first stays first.
+      const order = Array.from(values.keys()).sort((a, b) => values[b]! - values[a]! || 0);
+      result.set(order.slice(0, k), row * k);
+    }
+    return [result];
+  },
   cumulativeSum: ([x], { axis }) => {
     const result = x!.data.slice();
     const step = stridesOf(x!.shape)[axis]!;
@@ -275,6 +295,33 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
       }
     }
     return [result];
+  },
+
+  groupedMatmul: ([x, counts, ...matrices], { transposed }, [y]) => {
+    const [K, N] = [x!.shape[1]!, y!.shape[1]!];
+    const groups = groupsOf("groupedMatmul", counts!.data, x!.shape[0]!);
+    const result = new Float64Array(sizeOf(y!.shape));
+    for (const [m, group] of groups.entries()) {
+      const matrix = matrices[group]!.data;
+      for (let n = 0; n < N; n++) {
+        for (let k = 0; k < K; k++) {
+          result[m * N + n]! += x!.data[m * K + k]! * matrix[transposed ? k * N + n : n * K + k]!;
+        }
+      }
+    }
+    return [result];
+  },
+  groupedOuter: ([a, b, counts], _, outputs) => {
+    const [N, K] = [a!.shape[1]!, b!.shape[1]!];
+    const results = outputs.map(() => new Float64Array(N * K));
+    for (const [m, group] of groupsOf("groupedOuter", counts!.data, a!.shape[0]!).entries()) {
+      for (let n = 0; n < N; n++) {
+        for (let k = 0; k < K; k++) {
+          results[group]![n * K + k]! += a!.data[m * N + n]! * b!.data[m * K + k]!;
+        }
+      }
+    }
+    return results;
   },
 
   reshape: ([x]) => [x!.data],
@@ -348,34 +395,45 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
       for (const i of row.keys()) row[i]! *= scale * weight!.data[i]!;
     }),
   ],
-  rotary: ([x, positions, cos, sin]) => {
+  rotary: ([x, positions, cos, sin], { interleaved }) => {
     const [positionCount, half] = cos!.shape as [number, number];
     expectWithin("rotary", positions!.data, positionCount);
     const width = x!.shape[2]!;
     const result = new Float64Array(x!.data.length);
     for (let start = 0; start < result.length; start += 2 * half) {
       const position = positions!.data[Math.floor(start / width)]!;
-      result.set(rotate(x!.data.subarray(start, start + 2 * half), position, cos!.data, sin!.data), start);
+      const head = x!.data.subarray(start, start + 2 * half);
+      result.set(rotate(head, position, cos!.data, sin!.data, interleaved), start);
     }
     return [result];
   },
   cachedAttention,
 };
 
-/** One head turned to its position: pairs (j, j + D/2) by the angle whose cosine and sine row `position` holds. */
-function rotate(head: Float64Array, position: number, cos: Float64Array, sin: Float64Array): Float64Array {
+/**
+ * One head turned to its position: pairs (j, j + D/2), or (2j, 2j + 1) where they are interleaved, by the angle whose cosine
+ * and sine row `position` holds.
+ */
+function rotate(
+  head: Float64Array,
+  position: number,
+  cos: Float64Array,
+  sin: Float64Array,
+  interleaved = false,
+): Float64Array {
   const half = head.length / 2;
   const turned = new Float64Array(head.length);
   for (let j = 0; j < half; j++) {
     const [c, s] = [cos[position * half + j]!, sin[position * half + j]!];
-    turned[j] = head[j]! * c - head[j + half]! * s;
-    turned[j + half] = head[j + half]! * c + head[j]! * s;
+    const [a, b] = interleaved ? [2 * j, 2 * j + 1] : [j, j + half];
+    turned[a] = head[a]! * c - head[b]! * s;
+    turned[b] = head[b]! * c + head[a]! * s;
   }
   return turned;
 }
 
 /**
- * Attention over a cache, with rotary embedding of queries and keys.
+ * Attention over a cache, with rotary embedding of queries and keys where tables are given.
  * @source microsoft/onnxruntime, docs/ContribOperators.md, com.microsoft.GroupQueryAttention: lengths hold the valid
  * positions minus one; T = total marks a first prompt, which starts at position 0 and may be padded on the right; any
  * other call appends T positions to each sequence. Outputs at padded positions, which mean nothing, are zero here.
@@ -392,9 +450,11 @@ function cachedAttention(
     Float64Array,
     Float64Array,
     Float64Array,
-    Float64Array,
-    Float64Array,
+    Float64Array?,
+    Float64Array?,
   ];
+  const turn = (head: Float64Array, position: number): Float64Array =>
+    cos === undefined || sin === undefined ? head : rotate(head, position, cos, sin);
   const [B, T] = inputs[0]!.shape as [number, number, number];
   const [S, D] = inputs[3]!.shape.slice(2) as [number, number];
   const attended = new Float64Array(q.length);
@@ -409,12 +469,12 @@ function cachedAttention(
       for (let h = 0; h < Hk; h++) {
         const cached = ((b * Hk + h) * S + position) * D;
         const [start, end] = [(row * Hk + h) * D, (row * Hk + h + 1) * D];
-        keys.set(rotate(k.subarray(start, end), position, cos, sin), cached);
+        keys.set(turn(k.subarray(start, end), position), cached);
         values.set(v.subarray(start, end), cached);
       }
       for (let h = 0; h < H; h++) {
         const start = (row * H + h) * D;
-        const query = rotate(q.subarray(start, start + D), position, cos, sin);
+        const query = turn(q.subarray(start, start + D), position);
         const head = (b * Hk + Math.floor(h / (H / Hk))) * S * D;
         const weights = Float64Array.from({ length: position + 1 }, (_, s) =>
           query.reduce((dot, x, d) => dot + x * keys[head + s * D + d]! * scale, 0),

@@ -26,7 +26,9 @@ export interface ProgramIO {
   readonly initializers?: NamedTensors;
   /**
    * `[input, output]` pairs that may share memory: only for operators that promise to update in place, as attention
-   * does with its cache. Any other output over an input is refused, because kernels read what others have overwritten.
+   * does with its cache. Any other output over an input is refused, because kernels read what others have overwritten. Two
+   * outputs may be in place over one input where the operator writes the same numbers to both: attention over a latent
+   * cache, whose keys are its values.
    */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
 }
@@ -402,9 +404,11 @@ function checkOverlap(
   regionsOf("input", inputs);
   for (const { region, shared } of regionsOf("output", outputs)) {
     for (const other of shared) {
+      const over = inPlace.flatMap(([input, output]) => (output === region.name ? [input] : []));
       const allowed =
-        other.side === "input" &&
-        inPlace.some(([input, output]) => input === other.name && output === region.name);
+        other.side === "input"
+          ? over.includes(other.name)
+          : inPlace.some(([input, output]) => output === other.name && over.includes(input));
       if (allowed && other.start === region.start && other.end === region.end) continue;
       throw new ConfigError({
         where: `${where}: output "${region.name}"`,

@@ -40,6 +40,15 @@ export interface RolloutMetrics {
   readonly ratio: { readonly mean: number; readonly max: number };
 }
 
+/** How tokens were spread over the experts of a step's batches, padding not counted. */
+export interface ExpertMetrics {
+  /** Largest load over the mean load, minus 1 (arXiv:2408.15664, MaxVio): 0 is even; of each layer, and their mean. */
+  readonly violation: number;
+  readonly violations: readonly number[];
+  /** Experts, of all layers, that no token went to. */
+  readonly idle: number;
+}
+
 export interface StepMetrics {
   readonly stage: Stage;
   /** 1-based within the stage, and how many the stage has. */
@@ -54,6 +63,8 @@ export interface StepMetrics {
   /** Floating-point operations of this step, by the model's own count. */
   readonly flops: number;
   readonly rl?: RolloutMetrics;
+  /** Absent where the model has no experts, and where no update was taken. */
+  readonly experts?: ExpertMetrics;
   /** Accuracy on validation puzzles, on the steps that measure it. */
   readonly validation?: { readonly pass1: number; readonly count: number; readonly meanLength: number };
   readonly timing: {

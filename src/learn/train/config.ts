@@ -5,7 +5,7 @@
 
 import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
-import { checkLlamaConfig, type LlamaConfig } from "../../model/arch/llama.ts";
+import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS, type ExploreOptions } from "../tasks/countdown/traces.ts";
 import { POLICY_LOSSES } from "./losses.ts";
@@ -105,6 +105,30 @@ const Explore = z.strictObject(
   >,
 );
 
+/** DeepSeek-V3's layers in place of llama's: latent attention, and experts after the first dense layers. */
+const Mixture = z.strictObject({
+  /** Layers, from the first, that have the dense feed-forward. */
+  denseLayers: countOrNone,
+  experts: count,
+  expertsPerToken: count,
+  sharedExperts: countOrNone,
+  /** Hidden width of an expert. */
+  expertHidden: count,
+  groups: count,
+  groupsPerToken: count,
+  expertScale: positive,
+  /** Width of the latent of keys and values; of the queries' where they have one. */
+  kvRank: count,
+  queryRank: count.optional(),
+  /** Width of a head's rotated part, beside the `headWidth` that is not; and of its value. */
+  ropeWidth: count,
+  valueWidth: count,
+  /** Modules that predict the token after next: 0 or 1. */
+  draftLayers: countOrNone,
+  /** γ, α and λ of DeepSeek-V3. */
+  auxiliary: z.strictObject({ correctionRate: nonNegative, balance: nonNegative, draft: nonNegative }),
+});
+
 const Model = z.strictObject({
   layers: count,
   /** C. */
@@ -118,6 +142,8 @@ const Model = z.strictObject({
     .multipleOf(16, "must be a multiple of 16, as the decoding kernel asks"),
   /** F. */
   hidden: count,
+  /** Absent: llama. Present: deepseek_v3, which has no use for kvHeads. */
+  mixture: Mixture.optional(),
 });
 
 const Schema = z.strictObject({
@@ -186,7 +212,9 @@ export function parseRunConfig(value: unknown): RunConfig {
   }
   const config = parsed.data;
   // The vocabulary and the longest sequence come with the task; the rest of the model can be checked now.
-  checkLlamaConfig(modelConfig(config.model, { vocabSize: 1, maxPositions: 1 }));
+  const model = modelConfig(config.model, { vocabSize: 1, maxPositions: 1 });
+  architectureOf(model).check(model);
+  architectureOf(model).checkDecoding(model);
   if (config.model.width % config.model.heads !== 0) {
     throw new ConfigError({
       where: "config.model.width",
@@ -346,7 +374,37 @@ export function withDepth(config: RunConfig, depth: number): RunConfig {
 export function modelConfig(
   sizes: ModelSizes,
   task: { readonly vocabSize: number; readonly maxPositions: number },
-): LlamaConfig {
+): ModelConfig {
+  const { mixture } = sizes;
+  if (mixture !== undefined) {
+    return {
+      modelType: "deepseek_v3",
+      vocabSize: task.vocabSize,
+      hiddenSize: sizes.width,
+      intermediateSize: sizes.hidden,
+      expertSize: mixture.expertHidden,
+      layers: sizes.layers,
+      denseLayers: mixture.denseLayers,
+      heads: sizes.heads,
+      ...(mixture.queryRank === undefined ? {} : { queryRank: mixture.queryRank }),
+      kvRank: mixture.kvRank,
+      nopeHeadDim: sizes.headWidth,
+      ropeHeadDim: mixture.ropeWidth,
+      valueHeadDim: mixture.valueWidth,
+      routedExperts: mixture.experts,
+      sharedExperts: mixture.sharedExperts,
+      expertsPerToken: mixture.expertsPerToken,
+      expertGroups: mixture.groups,
+      groupsPerToken: mixture.groupsPerToken,
+      normalizeExperts: true,
+      expertScale: mixture.expertScale,
+      draftLayers: mixture.draftLayers,
+      rmsNormEpsilon: 1e-6,
+      ropeTheta: 10_000,
+      maxPositions: task.maxPositions,
+      tieEmbeddings: false,
+    };
+  }
   return {
     vocabSize: task.vocabSize,
     hiddenSize: sizes.width,

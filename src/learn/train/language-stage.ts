@@ -4,10 +4,12 @@ import { TaskError } from "../../base/errors.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
-import { causalKeys, type DenseSizes, trainFlops } from "../cost/flops.ts";
+import { type CostSizes, causalKeys, trainFlops } from "../cost/flops.ts";
 import { scheduleFactor } from "../optim/schedule.ts";
+import type { ExpertMetrics } from "../records/records.ts";
 import type { Trace } from "../tasks/task.ts";
 import type { LanguageStageConfig } from "./config.ts";
+import { expertMetrics } from "./expert-metrics.ts";
 import { CROSS_ENTROPY } from "./losses.ts";
 import { bestFit, layOut, type PackedBatch, type TrainingSequence } from "./pack.ts";
 import type { Rates, Trainer } from "./trainer.ts";
@@ -103,10 +105,12 @@ export interface StepOutcome {
   readonly learningRate: number;
   readonly tokens: { readonly rollout: number; readonly train: number };
   readonly flops: number;
+  /** How the experts were used; absent where there are none. */
+  readonly experts?: ExpertMetrics;
 }
 
 /** Operations of training on sequences of these lengths. */
-export function trainingFlops(sizes: DenseSizes, lengths: readonly number[]): number {
+export function trainingFlops(sizes: CostSizes, lengths: readonly number[]): number {
   return lengths.reduce((sum, length) => sum + length * trainFlops(sizes, causalKeys(length)), 0);
 }
 
@@ -114,17 +118,19 @@ export function trainingFlops(sizes: DenseSizes, lengths: readonly number[]): nu
 export async function languageStep(
   trainer: Trainer,
   { batch, lengths }: LanguageBatch,
-  options: { readonly stage: LanguageStageConfig; readonly step: number; readonly sizes: DenseSizes },
+  options: { readonly stage: LanguageStageConfig; readonly step: number; readonly sizes: CostSizes },
 ): Promise<StepOutcome> {
   const { stage, step, sizes } = options;
   const rates = ratesAt(stage, step);
   const { loss } = await trainer.accumulate(CROSS_ENTROPY, batch);
-  const { gradientNorm } = await trainer.apply(rates);
+  const { gradientNorm, loads } = await trainer.apply(rates);
+  const experts = expertMetrics([loads]);
   return {
     loss,
     gradientNorm,
     learningRate: matrixRate(stage, rates),
     tokens: { rollout: 0, train: batch.tokens },
     flops: trainingFlops(sizes, lengths),
+    ...(experts === undefined ? {} : { experts }),
   };
 }

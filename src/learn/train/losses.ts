@@ -12,9 +12,11 @@ import {
   add,
   and,
   cast,
+  concat,
   div,
   equal,
   exp,
+  full,
   greater,
   less,
   matmul,
@@ -25,6 +27,7 @@ import {
   reduceMax,
   reshape,
   scalar,
+  slice,
   stopGradient,
   sub,
   sum,
@@ -48,6 +51,8 @@ export interface Loss {
   readonly tokenInputs: readonly string[];
   /** Scalars that may change from step to step. */
   readonly scalars: readonly string[];
+  /** Whether the head for the token after next, where the model has one, learns beside it. @default false */
+  readonly draft?: boolean;
   /**
    * @param logits  [B·T, V]
    * @param tokens  f32[B, T] each, by the names above
@@ -77,11 +82,30 @@ export const CROSS_ENTROPY: Loss = {
   key: "cross-entropy",
   tokenInputs: ["weights"],
   scalars: [],
+  draft: true,
   build(logits, { weights }, { targets }) {
     const loss = neg(sum(mul(weights!, targetLogp(logSoftmax(logits), targets))));
     return { loss, sums: {}, maxima: {} };
   },
 };
+
+/**
+ * Multi-token prediction (arXiv:2412.19437 eqs. 24–25): the cross-entropy of the token after next, with the weight that this
+ * token has in the loss of the next. The first of a sequence's tokens is nobody's token after next but that of another.
+ * @param logits  of the drafting head, [B·T, V]
+ * @param batch   segments, targets i32[B, T] and weights f32[B, T] of the next token; T at least 2
+ */
+export function draftLoss(
+  logits: Value,
+  batch: { readonly segments: Value; readonly targets: Value; readonly weights: Value },
+): Value {
+  const [B, T] = batch.targets.shape as readonly [number, number];
+  /** What stands one position further on; 0 past the end. */
+  const ahead = (x: Value): Value => concat([slice(x, 1, 1, T), full(x, [B, 1], 0)], 1);
+  const together = cast(equal(batch.segments, ahead(batch.segments)), "f32");
+  const logp = targetLogp(logSoftmax(logits), ahead(batch.targets));
+  return neg(sum(mul(mul(ahead(batch.weights), together), logp)));
+}
 
 export const POLICY_LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"] as const;
 export type PolicyLossName = (typeof POLICY_LOSSES)[number];

@@ -5,10 +5,11 @@ import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import type { Engine } from "../../model/engine/engine.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
-import { causalKeys, type DenseSizes, forwardFlops } from "../cost/flops.ts";
+import { type CostSizes, causalKeys, forwardFlops } from "../cost/flops.ts";
 import type { RolloutMetrics } from "../records/records.ts";
 import type { Task } from "../tasks/task.ts";
 import type { PolicyStageConfig } from "./config.ts";
+import { expertMetrics } from "./expert-metrics.ts";
 import { matrixRate, ratesAt, type StepOutcome, trainingFlops } from "./language-stage.ts";
 import { policyLoss } from "./losses.ts";
 import { type PackedBatch, packInto } from "./pack.ts";
@@ -17,7 +18,7 @@ import { type Group, rollOut } from "./rollout.ts";
 import { addStatistics, rolloutMetrics } from "./rollout-metrics.ts";
 import type { Scorer } from "./score.ts";
 import { STREAMS } from "./streams.ts";
-import type { Statistics, Trainer } from "./trainer.ts";
+import type { ExpertLoads, Statistics, Trainer } from "./trainer.ts";
 
 /** A frozen policy that the KL term pulls towards. */
 export interface Reference {
@@ -34,7 +35,7 @@ export interface PolicyStepOptions<Row> {
   readonly tokenizer: Tokenizer;
   readonly task: Task<Row>;
   readonly stage: PolicyStageConfig;
-  readonly sizes: DenseSizes;
+  readonly sizes: CostSizes;
   readonly rowLengths: readonly number[];
   readonly seed: number;
   /** 1-based. */
@@ -50,7 +51,7 @@ export interface PolicyStepOutcome<Row> extends StepOutcome {
 }
 
 /** Forward operations of sampling: each prompt once, then every token with what came before it. */
-export function rolloutFlops(sizes: DenseSizes, groups: readonly Group<unknown>[]): number {
+export function rolloutFlops(sizes: CostSizes, groups: readonly Group<unknown>[]): number {
   let total = 0;
   for (const { prompt, samples } of groups) {
     total += prompt.length * forwardFlops(sizes, causalKeys(prompt.length));
@@ -110,6 +111,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
   };
   const total: Statistics = { loss: 0, sums: {}, maxima: {} };
   let norms = 0;
+  const loads: ExpertLoads[] = [];
   let trained = 0;
   for (const batches of updates) {
     const scored: PackedBatch[] = [];
@@ -121,7 +123,9 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
         addStatistics(total, await trainer.accumulate(loss, batch, scalars));
         trained += batch.tokens;
       }
-      norms += (await trainer.apply(rates)).gradientNorm;
+      const applied = await trainer.apply(rates);
+      norms += applied.gradientNorm;
+      loads.push(applied.loads);
     }
   }
   const taken = updates.length * stage.epochs;
@@ -131,6 +135,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
   );
   // A forward pass is a third of a training pass.
   const trainFlops = trainOnce * (stage.epochs + (reference === undefined ? 0 : 1 / 3));
+  const experts = expertMetrics(loads);
   const done = performance.now();
   const generated = rollout.drawn.reduce(
     (sum, group) => sum + group.samples.reduce((n, { ids }) => n + ids.length, 0),
@@ -148,6 +153,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
       statistics: total,
       ...(reference === undefined ? {} : { referenceAge: reference.age }),
     }),
+    ...(experts === undefined ? {} : { experts }),
     drawn: rollout.drawn,
     seconds: {
       rollout: rollout.seconds.generate,

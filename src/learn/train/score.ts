@@ -8,7 +8,7 @@ import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
-import { type LlamaConfig, llamaTrain, weightSpecs } from "../../model/arch/llama.ts";
+import { architectureOf, type ModelConfig, weightSpecs } from "../../model/arch/models.ts";
 import { targetLogp } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
 
@@ -16,10 +16,10 @@ const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;
 
 export class Scorer {
   readonly #runtime: Runtime;
-  readonly #config: LlamaConfig;
+  readonly #config: ModelConfig;
   readonly #programs: ProgramCache;
 
-  constructor(runtime: Runtime, config: LlamaConfig) {
+  constructor(runtime: Runtime, config: ModelConfig) {
     this.#runtime = runtime;
     this.#config = config;
     this.#programs = new ProgramCache(runtime);
@@ -46,7 +46,7 @@ export class Scorer {
     const { program, outputs: outputSpecs } = await this.#programs.get(`score:${shape.join("x")}`, () => ({
       graph: trace(specs, (x: Record<string, Value>) => {
         const { ids, positions, segments, targets } = x as Record<(typeof BATCH_INPUTS)[number], Value>;
-        const logits = llamaTrain(x, { ids, positions, segments }, this.#config);
+        const { logits } = architectureOf(this.#config).train(x, { ids, positions, segments }, this.#config);
         return { logp: targetLogp(logSoftmax(div(logits, x["temperature"]!)), targets) };
       }),
     }));

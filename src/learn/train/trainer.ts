@@ -9,23 +9,18 @@
 import { ConfigError, NumericError } from "../../base/errors.ts";
 import { grad } from "../../compute/grad/reverse.ts";
 import type { Value } from "../../compute/graph/ir.ts";
-import { add, mul, scalar } from "../../compute/graph/primitives.ts";
+import { add, full, mul, scalar, sum } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Call } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
-import { sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
-import {
-  type LlamaConfig,
-  llamaParameters,
-  llamaTrain,
-  type ParameterSpec,
-  weightSpecs,
-} from "../../model/arch/llama.ts";
+import { type Shape, sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
+import type { ParameterSpec } from "../../model/arch/architecture.ts";
+import { architectureOf, type ModelConfig, modelParameters, weightSpecs } from "../../model/arch/models.ts";
 import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
-import { batchSpecs, type Loss } from "./losses.ts";
+import { batchSpecs, draftLoss, type Loss } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
 
 export interface OptimizerOptions {
@@ -51,6 +46,22 @@ export const OPTIMIZER_DEFAULTS: OptimizerOptions = {
   weightDecay: 0,
   clipNorm: 1,
 };
+
+/** What a model with experts, or with a head for the token after next, learns beside its loss; all may change at any step. */
+export interface AuxiliaryOptions {
+  /** γ: how far an update moves the correction of an expert that had too many tokens, or too few. */
+  readonly correctionRate: number;
+  /** α: weight of the sequence-wise balance loss; each sequence counts as much as its tokens do in the loss. */
+  readonly balance: number;
+  /** λ: weight of the loss of the token after next, where the loss is that of the next. */
+  readonly draft: number;
+}
+
+/** DeepSeek-V3's (arXiv:2412.19437 §4.2), λ that of its first 10T tokens. */
+export const AUXILIARY_DEFAULTS: AuxiliaryOptions = { correctionRate: 0.001, balance: 1e-4, draft: 0.3 };
+
+/** Tokens that each expert got, by the name of its layer's correction. */
+export type ExpertLoads = Readonly<Record<string, Float64Array>>;
 
 /** Rates of one update. */
 export interface Rates {
@@ -82,10 +93,17 @@ const stateNames = {
 const NEXT = "next/";
 const GRADIENT = "gradient/";
 const WAITING = "waiting/";
+/** Prefix of loads among a loss graph's outputs, and of what is added to corrections among an update's inputs. */
+const LOAD = "load/";
+const MOVE = "move/";
+/** Scalars of every loss graph whose model has use for them. */
+const BALANCE = "auxiliary/balance";
+const DRAFT = "auxiliary/draft";
 
 export class Trainer {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   readonly options: OptimizerOptions;
+  readonly auxiliary: AuxiliaryOptions;
   /** Updates taken so far. */
   updates = 0;
   readonly #runtime: Runtime;
@@ -99,16 +117,24 @@ export class Trainer {
   #current: Slot = 0;
   /** Where the waiting gradients are; undefined when none wait. */
   #waiting: Slot | undefined;
+  /** Of the micro-batches whose gradients wait. */
+  #loads: Record<string, Float64Array> = {};
 
-  private constructor(runtime: Runtime, config: LlamaConfig, options: OptimizerOptions) {
+  private constructor(
+    runtime: Runtime,
+    config: ModelConfig,
+    options: OptimizerOptions,
+    auxiliary: AuxiliaryOptions,
+  ) {
     this.config = config;
     this.options = options;
+    this.auxiliary = auxiliary;
     this.#runtime = runtime;
     this.#programs = new ProgramCache(runtime);
-    this.#specs = llamaParameters(config);
+    this.#specs = modelParameters(config);
     const zeros = (specs: Record<string, TensorSpec>): Floats => tensorsOf(runtime, specs) as Floats;
     this.#state = [zeros(this.stateSpecs()), zeros(this.stateSpecs())];
-    this.#gradients = [zeros(weightSpecs(config)), zeros(weightSpecs(config))];
+    this.#gradients = [zeros(this.#gradientSpecs()), zeros(this.#gradientSpecs())];
   }
 
   /**
@@ -117,11 +143,17 @@ export class Trainer {
    */
   static create(
     runtime: Runtime,
-    config: LlamaConfig,
+    config: ModelConfig,
     weights: Readonly<Record<string, HostArray<"f32">>>,
     options: Partial<OptimizerOptions> = {},
+    auxiliary: Partial<AuxiliaryOptions> = {},
   ): Trainer {
-    const trainer = new Trainer(runtime, config, { ...OPTIMIZER_DEFAULTS, ...options });
+    const trainer = new Trainer(
+      runtime,
+      config,
+      { ...OPTIMIZER_DEFAULTS, ...options },
+      { ...AUXILIARY_DEFAULTS, ...auxiliary },
+    );
     trainer.#write(weights, weightSpecs(config));
     return trainer;
   }
@@ -130,12 +162,32 @@ export class Trainer {
     return spec.kind === "matrix" && this.options.matrices === "muon";
   }
 
+  /** What has a gradient. */
+  #trained(): readonly ParameterSpec[] {
+    return this.#specs.filter(({ kind }) => kind !== "correction");
+  }
+
+  #corrections(): readonly ParameterSpec[] {
+    return this.#specs.filter(({ kind }) => kind === "correction");
+  }
+
+  #gradientSpecs(): Record<string, TensorSpec> {
+    return Object.fromEntries(this.#trained().map(({ name, shape }) => [name, { dtype: "f32", shape }]));
+  }
+
+  /** Scalars of a loss's graph, those of what is learnt beside it included. */
+  #scalarsOf(loss: Loss): string[] {
+    const draft = loss.draft === true && architectureOf(this.config).draft(this.config) !== undefined;
+    return [...loss.scalars, ...(this.#corrections().length > 0 ? [BALANCE] : []), ...(draft ? [DRAFT] : [])];
+  }
+
   /** Weights and optimizer state by name: what a checkpoint holds. */
   stateSpecs(): Record<string, TensorSpec> {
     const specs: Record<string, TensorSpec> = {};
     for (const spec of this.#specs) {
       const like: TensorSpec = { dtype: "f32", shape: spec.shape };
       specs[spec.name] = like;
+      if (spec.kind === "correction") continue;
       specs[stateNames.m(spec.name)] = like;
       if (!this.#usesMuon(spec)) specs[stateNames.v(spec.name)] = like;
     }
@@ -159,8 +211,14 @@ export class Trainer {
   /** Continues from a snapshot. @throws ConfigError when it is of another model or optimizer */
   restore(snapshot: Readonly<Record<string, HostArray<"f32">>>, updates: number): void {
     this.#write(snapshot, this.stateSpecs());
-    this.#waiting = undefined;
+    this.#forget();
     this.updates = updates;
+  }
+
+  /** Drops the gradients waiting, and the loads with them. */
+  #forget(): void {
+    this.#waiting = undefined;
+    this.#loads = {};
   }
 
   /** Takes tensors over, all or none. */
@@ -195,7 +253,7 @@ export class Trainer {
     const key = `${loss.key}:${B}x${T}`;
     const inputs = this.#tensors(key, "in", {
       ...batchSpecs(loss, B, T),
-      ...scalarSpecs(loss.scalars),
+      ...scalarSpecs(this.#scalarsOf(loss)),
     });
     for (const name of ["ids", "positions", "segments", "targets"] as const)
       (inputs[name]!.data as Int32Array).set(batch[name].data);
@@ -205,8 +263,13 @@ export class Trainer {
         throw new ConfigError({ where: `loss ${loss.key}`, rule: `needs ${name} per token` });
       (inputs[name]!.data as Float32Array).set(source.data);
     }
-    for (const name of loss.scalars) {
-      const value = scalars[name];
+    const given: Readonly<Record<string, number>> = {
+      ...scalars,
+      [BALANCE]: this.auxiliary.balance,
+      [DRAFT]: this.auxiliary.draft,
+    };
+    for (const name of this.#scalarsOf(loss)) {
+      const value: number | undefined = given[name];
       if (value === undefined)
         throw new ConfigError({ where: `loss ${loss.key}`, rule: `needs the scalar ${name}` });
       (inputs[name]!.data as Float32Array)[0] = value;
@@ -232,7 +295,7 @@ export class Trainer {
       if (name.startsWith("max/")) statistics.maxima[name.slice(4)] = tensor.data[0]!;
     }
     if (!Number.isFinite(statistics.loss)) {
-      this.#waiting = undefined;
+      this.#forget();
       throw new NumericError({
         where: `update ${this.updates + 1}`,
         rule: "the loss must be finite",
@@ -241,19 +304,24 @@ export class Trainer {
       });
     }
     this.#waiting = to;
+    for (const { name, shape } of this.#corrections()) {
+      this.#loads[name] ??= new Float64Array(shape[0]!);
+      for (const [e, n] of outputs[LOAD + name]!.data.entries()) this.#loads[name][e]! += n;
+    }
     return statistics;
   }
 
   /**
    * Takes one update with the gradients waiting.
-   * @returns the global gradient norm before clipping
+   * @returns the global gradient norm before clipping, and how many tokens each expert got since the last update
    * @throws NumericError naming the first tensor whose gradient is not finite; weights and state stay as they were
    */
-  async apply(rates: Rates): Promise<{ gradientNorm: number }> {
+  async apply(rates: Rates): Promise<{ gradientNorm: number; loads: ExpertLoads }> {
     const from = this.#waiting;
     if (from === undefined)
       throw new ConfigError({ where: "apply", rule: "needs gradients", remedy: "Call accumulate first" });
-    this.#waiting = undefined;
+    const loads = this.#loads;
+    this.#forget();
     const step = this.updates + 1;
     const { beta1, beta2, weightDecay, clipNorm } = this.options;
     const scalars = {
@@ -264,8 +332,16 @@ export class Trainer {
       correction1: 1 / (1 - beta1 ** step),
       correction2: 1 / (1 - beta2 ** step),
     };
-    const inputs = this.#tensors("apply", "in", scalarSpecs(Object.keys(scalars)));
-    for (const [name, value] of Object.entries(scalars)) (inputs[name]!.data as Float32Array)[0] = value;
+    const inputs = this.#tensors("apply", "in", {
+      ...scalarSpecs(Object.keys(scalars)),
+      ...this.#moveSpecs(),
+    }) as Floats;
+    for (const [name, value] of Object.entries(scalars)) inputs[name]!.data[0] = value;
+    for (const [name, load] of Object.entries(loads)) {
+      const mean = load.reduce((a, b) => a + b, 0) / load.length;
+      const moves = inputs[MOVE + name]!.data;
+      for (const [e, n] of load.entries()) moves[e] = this.auxiliary.correctionRate * Math.sign(mean - n);
+    }
     const outputs = this.#tensors("apply", "out", scalarSpecs(["norm"])) as Floats;
     const { program } = await this.#programs.get("apply", () => ({
       graph: this.#updateGraph(Object.keys(scalars)),
@@ -290,7 +366,7 @@ export class Trainer {
     }
     this.#current = next;
     this.updates = step;
-    return { gradientNorm };
+    return { gradientNorm, loads };
   }
 
   /** The waiting gradients, copied; for tests and diagnosis. */
@@ -329,36 +405,71 @@ export class Trainer {
   }
 
   #lossGraph(loss: Loss, B: number, T: number, adding: boolean) {
-    const weights = weightSpecs(this.config);
-    const waiting = adding ? prefixed(WAITING, weights) : {};
-    const specs = { ...weights, ...batchSpecs(loss, B, T), ...scalarSpecs(loss.scalars), ...waiting };
+    const architecture = architectureOf(this.config);
+    const draft = loss.draft === true && T > 1 ? architecture.draft(this.config) : undefined;
+    const waiting = adding ? prefixed(WAITING, this.#gradientSpecs()) : {};
+    const specs = {
+      ...weightSpecs(this.config),
+      ...batchSpecs(loss, B, T),
+      ...scalarSpecs(this.#scalarsOf(loss)),
+      ...waiting,
+    };
     return trace(specs, (x: Record<string, Value>) => {
       const { ids, positions, segments, targets } = x as Record<
         "ids" | "positions" | "segments" | "targets",
         Value
       >;
-      const logits = llamaTrain(x, { ids, positions, segments }, this.config);
-      const result = loss.build(logits, x, { targets, segments }, x);
-      const names = Object.keys(weights);
+      const rows = { ids, positions, segments };
+      const model = architecture.train(x, rows, this.config);
+      const result = loss.build(model.logits, x, { targets, segments }, x);
+      const weights = x["weights"]!;
+      const sums: Record<string, Value> = { ...result.sums };
+      const routing = [...model.routing];
+      let objective = result.loss;
+      if (draft !== undefined) {
+        // The next token is the target, and beyond the end of a sequence nothing is asked.
+        const after = draft.train(x, model.hidden, { ...rows, next: targets }, this.config);
+        sums["draft"] = draftLoss(after.logits, { segments, targets, weights });
+        objective = add(objective, mul(x[DRAFT]!, sums["draft"]));
+        routing.push(...after.routing);
+      }
+      if (routing.length > 0) {
+        sums["balance"] = routing
+          .map(({ balance }) => sum(mul(weights, balance)))
+          .reduce((a, b) => add(a, b));
+        objective = add(objective, mul(x[BALANCE]!, sums["balance"]));
+      }
+      const loads = new Map(routing.map(({ correction, load }) => [correction, load]));
+      const none = (shape: Shape): Value => full(result.loss, shape, 0);
+      const names = this.#trained().map(({ name }) => name);
       const gradients = grad(
-        result.loss,
+        objective,
         names.map((name) => x[name]!),
       );
       const total = gradients.map((g, i) => (adding ? add(x[WAITING + names[i]!]!, g) : g));
       return {
         loss: result.loss,
-        ...prefixed("sum/", result.sums),
+        ...prefixed("sum/", sums),
         ...prefixed("max/", result.maxima),
+        ...Object.fromEntries(
+          this.#corrections().map(({ name, shape }) => [LOAD + name, loads.get(name) ?? none(shape)]),
+        ),
         ...Object.fromEntries(names.map((name, i) => [GRADIENT + name, total[i]!])),
       };
     });
   }
 
+  #moveSpecs(): Record<string, TensorSpec> {
+    return Object.fromEntries(
+      this.#corrections().map(({ name, shape }) => [MOVE + name, { dtype: "f32", shape }]),
+    );
+  }
+
   #updateGraph(scalars: readonly string[]) {
-    const gradients = prefixed(GRADIENT, weightSpecs(this.config));
-    const specs = { ...this.stateSpecs(), ...gradients, ...scalarSpecs(scalars) };
+    const gradients = prefixed(GRADIENT, this.#gradientSpecs());
+    const specs = { ...this.stateSpecs(), ...gradients, ...scalarSpecs(scalars), ...this.#moveSpecs() };
     return trace(specs, (x: Record<string, Value>) => {
-      const raw = this.#specs.map(({ name }) => x[GRADIENT + name]!);
+      const raw = this.#trained().map(({ name }) => x[GRADIENT + name]!);
       const norm = globalNorm(raw);
       const factor = clipFactor(norm, x["clipNorm"]!);
       const next: Record<string, Value> = {};
@@ -387,10 +498,11 @@ export class Trainer {
         correction1: x["correction1"]!,
         correction2: x["correction2"]!,
       };
-      for (const spec of this.#specs.filter((spec) => !this.#usesMuon(spec))) {
+      for (const { name } of this.#corrections()) next[NEXT + name] = add(x[name]!, x[MOVE + name]!);
+      for (const spec of this.#trained().filter((spec) => !this.#usesMuon(spec))) {
         const { name } = spec;
         const state = { m: x[stateNames.m(name)]!, v: x[stateNames.v(name)]! };
-        const weightDecay = spec.kind === "norm" ? scalar(decay, 0) : decay;
+        const weightDecay = spec.kind === "norm" || spec.kind === "bias" ? scalar(decay, 0) : decay;
         const clipped = mul(x[GRADIENT + name]!, factor);
         const updated = adamW(x[name]!, clipped, state, { ...rate, weightDecay }, this.options);
         next[NEXT + name] = updated.weight;

@@ -12,7 +12,7 @@ import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { Random } from "../../compute/tensor/random.ts";
-import { initializeLlama, type LlamaConfig, parameterCount } from "../../model/arch/llama.ts";
+import { initializeModel, type ModelConfig, parameterCount } from "../../model/arch/models.ts";
 import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
@@ -20,7 +20,7 @@ import { deviceWeights } from "../../model/engine/weights.ts";
 import { numeralsOf } from "../../model/text/numerals.ts";
 import { THINK_TAGS } from "../../model/text/think.ts";
 import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
-import type { DenseSizes } from "../cost/flops.ts";
+import { type CostSizes, costSizes } from "../cost/flops.ts";
 import { ledger } from "../cost/ledger.ts";
 import { measureMatmulPeak } from "../cost/peak.ts";
 import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
@@ -130,7 +130,7 @@ export class Training<Row> {
   readonly #options: RunOptions;
   readonly #stages: readonly { readonly stage: Stage; readonly steps: number }[];
   readonly #tokenizer: Tokenizer;
-  readonly #model: LlamaConfig;
+  readonly #model: ModelConfig;
   readonly #engine: Engine;
   readonly #scorer: Scorer;
   /** Of the stage under way, or the last one. */
@@ -224,14 +224,20 @@ export class Training<Row> {
   #createTrainer(weights: Weights): Trainer {
     const { runtime, config } = this.#parts;
     const { stage } = this.#stages[Math.min(this.#state.stage, this.#stages.length - 1)]!;
-    return Trainer.create(runtime, this.#model, weights, config[stage].optimizer);
+    return Trainer.create(
+      runtime,
+      this.#model,
+      weights,
+      config[stage].optimizer,
+      config.model.mixture?.auxiliary,
+    );
   }
 
   #restore(checkpoint: Checkpoint | undefined): void {
     const { folder, runtime, config } = this.#parts;
     if (checkpoint === undefined) {
       this.#trainer = this.#createTrainer(
-        initializeLlama(this.#model, config.seed, { numerals: numeralsOf(this.#tokenizer) }),
+        initializeModel(this.#model, config.seed, { numerals: numeralsOf(this.#tokenizer) }),
       );
       return;
     }
@@ -325,6 +331,7 @@ export class Training<Row> {
       tokens: { ...tokens, total: this.#state.tokens },
       flops: outcome.flops,
       ...(outcome.rl === undefined ? {} : { rl: outcome.rl }),
+      ...(outcome.experts === undefined ? {} : { experts: outcome.experts }),
       ...(validation === undefined ? {} : { validation }),
       timing: {
         elapsed: this.#elapsed(),
@@ -382,9 +389,8 @@ export class Training<Row> {
     return left;
   }
 
-  #sizes(): DenseSizes {
-    const { model } = this.#parts.config;
-    return { ...model, vocab: this.#model.vocabSize };
+  #sizes(): CostSizes {
+    return costSizes(this.#model);
   }
 
   async #languageStep(stage: "pretrain" | "sft", step: number): Promise<Outcome> {

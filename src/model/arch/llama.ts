@@ -1,6 +1,7 @@
 /**
- * The llama architecture: pre-norm decoder with RMSNorm, rotary embedding, grouped-query attention and SwiGLU.
- * Tensor names and layouts are those of Hugging Face's `LlamaForCausalLM`.
+ * The llama architecture: pre-norm decoder with RMSNorm, rotary embedding, grouped-query attention and SwiGLU; and qwen2,
+ * which is llama with biases on queries, keys and values. Tensor names and layouts are those of Hugging Face's
+ * `LlamaForCausalLM` and `Qwen2ForCausalLM`.
  *
  * Two forwards share every weight: `llamaTrain` on packed rows, differentiable, and `llamaDecode` over a cache.
  */
@@ -17,12 +18,26 @@ import {
   rotary,
 } from "../../compute/graph/primitives.ts";
 import { attention } from "../../compute/ops/attention.ts";
-import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
-import { Random } from "../../compute/tensor/random.ts";
-import { type Shape, sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
-import { linear, packedCausalMask, rotaryTables, swiglu } from "../nn/layers.ts";
+import type { HostArray } from "../../compute/tensor/host.ts";
+import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
+import { linear, packedCausalMask, swiglu } from "../nn/layers.ts";
+import { type Llama3Scaling, rotaryTables } from "../nn/rope.ts";
+import {
+  type Architecture,
+  type CacheSpec,
+  type DecodeInputs,
+  type FreshOptions,
+  freshWeights,
+  type PackedRows,
+  type ParameterSpec,
+  type TrainOutputs,
+  type Weights,
+  weightOf as weightFor,
+} from "./architecture.ts";
 
 export interface LlamaConfig {
+  /** @default "llama" */
+  readonly modelType?: "llama" | "qwen2";
   readonly vocabSize: number;
   /** Model width C. */
   readonly hiddenSize: number;
@@ -35,6 +50,8 @@ export interface LlamaConfig {
   readonly headDim: number;
   readonly rmsNormEpsilon: number;
   readonly ropeTheta: number;
+  /** How rotations slow down for texts longer than those first trained on. */
+  readonly ropeScaling?: Llama3Scaling;
   /** Longest sequence. */
   readonly maxPositions: number;
   /** The output head is the embedding. */
@@ -43,16 +60,8 @@ export interface LlamaConfig {
 
 const EMBEDDING = "model.embed_tokens.weight";
 
-/** What a tensor is to the optimiser: matrices go to Muon, the rest to AdamW; norms are not decayed. */
-export type ParameterKind = "matrix" | "embedding" | "head" | "norm";
-
-export interface ParameterSpec {
-  readonly name: string;
-  readonly shape: Shape;
-  readonly kind: ParameterKind;
-  /** Standard deviation of the initial values; 1 everywhere for norms. */
-  readonly initialStd: number;
-}
+/** Head widths that ONNX Runtime's GroupQueryAttention rotates are multiples of this. */
+const HEAD_STEP = 16;
 
 /** @throws ConfigError naming the field that breaks its rule */
 export function checkLlamaConfig(config: LlamaConfig): void {
@@ -88,6 +97,17 @@ export function checkLlamaConfig(config: LlamaConfig): void {
   if (!(config.ropeTheta > 0)) fail("ropeTheta", "must be positive");
 }
 
+/** @throws ConfigError when heads have a width that the attention kernel does not take */
+function checkLlamaDecoding({ headDim }: LlamaConfig): void {
+  if (headDim % HEAD_STEP === 0) return;
+  throw new ConfigError({
+    where: "engine: headDim",
+    rule: `must be a multiple of ${HEAD_STEP}, which the attention kernel asks for`,
+    got: String(headDim),
+    remedy: "Train a model with wider heads",
+  });
+}
+
 /** Every tensor of the model, in order. */
 export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   const { hiddenSize: C, intermediateSize: F, heads, kvHeads, headDim: D, vocabSize: V, layers: L } = config;
@@ -111,11 +131,20 @@ export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
       kind: "norm",
       initialStd: 0,
     });
+    const biases = (["q", "k", "v"] as const).map(
+      (name): ParameterSpec => ({
+        name: `${at}.self_attn.${name}_proj.bias`,
+        shape: [(name === "q" ? heads : kvHeads) * D],
+        kind: "bias",
+        initialStd: 0,
+      }),
+    );
     specs.push(
       norm("input_layernorm"),
       matrix("self_attn.q_proj", heads * D, C, into),
       matrix("self_attn.k_proj", kvHeads * D, C, into),
       matrix("self_attn.v_proj", kvHeads * D, C, into),
+      ...(config.modelType === "qwen2" ? biases : []),
       matrix("self_attn.o_proj", C, heads * D, residual / Math.sqrt(heads * D)),
       norm("post_attention_layernorm"),
       matrix("mlp.gate_proj", F, C, into),
@@ -129,92 +158,30 @@ export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   return specs;
 }
 
-/** Number of weights. */
-export function parameterCount(config: LlamaConfig): number {
-  return llamaParameters(config).reduce((total, { shape }) => total + sizeOf(shape), 0);
-}
-
-/**
- * Fresh weights; each tensor has its own random stream, so adding one does not move the others.
- * @param options.numerals  ids of tokens that are whole numbers, and those numbers: their rows of embedding and head begin
- *   as {@link numeralFeatures}
- */
+/** As {@link freshWeights}. @throws ConfigError naming the field that breaks its rule */
 export function initializeLlama(
   config: LlamaConfig,
   seed: number,
-  options: { readonly numerals?: ReadonlyMap<number, number> } = {},
+  options: FreshOptions = {},
 ): Record<string, HostArray<"f32">> {
   checkLlamaConfig(config);
-  const entries = llamaParameters(config).map(({ name, shape, kind, initialStd }, index) => {
-    const array = hostArray("f32", shape);
-    const random = new Random(seed, 0x1417, index);
-    for (let i = 0; i < array.data.length; i++)
-      array.data[i] = kind === "norm" ? 1 : random.normal() * initialStd;
-    if ((kind === "embedding" || kind === "head") && options.numerals !== undefined) {
-      const std = kind === "embedding" ? 1 : 1 / Math.sqrt(config.hiddenSize);
-      writeNumerals(array, options.numerals, new Random(seed, 0x1418, index), std);
-    }
-    return [name, array] as const;
-  });
-  return Object.fromEntries(entries);
+  return freshWeights(llamaParameters(config), seed, options);
 }
 
-/**
- * Replaces the rows of numerals by random combinations of their features.
- * @param std  of a row's elements: large beside a step of the optimizer, which would otherwise undo the circles at once
- */
-function writeNumerals(
-  { shape, data }: HostArray<"f32">,
-  numerals: ReadonlyMap<number, number>,
-  random: Random,
-  std: number,
-): void {
-  const width = shape[1]!;
-  const features = numeralFeatures(0).length;
-  // Cosines and sines of the same angles: the squares of all features sum to half their number.
-  const scale = std / Math.sqrt(features / 2);
-  const directions = Float64Array.from({ length: features * width }, () => random.normal() * scale);
-  for (const [id, number] of numerals) {
-    const row = data.subarray(id * width, (id + 1) * width).fill(0);
-    for (const [f, feature] of numeralFeatures(number).entries())
-      for (let i = 0; i < width; i++) row[i]! += feature * directions[f * width + i]!;
-  }
+const weightOf = (weights: Weights, name: string): Value => weightFor(weights, name, "llama");
+
+/** The tensors of one layer, by name without the layer's; biases only where the model has them. */
+interface LayerWeights {
+  readonly weight: (name: string) => Value;
+  readonly bias: (name: string) => Value | undefined;
 }
 
-/** Turns of the circles on which numbers lie: in units of the number, and of its natural logarithm. */
-const LINEAR_PERIODS = [2, 5, 10, 20, 50, 100, 200, 500];
-const LOG_PERIODS = [0.25, 0.5, 1, 2, 4, 8];
-
-/**
- * A number as points on circles, cosine and sine of each (FoNE, arXiv:2502.09741, has those of powers of ten). To add is to
- * turn a point by another's angle, which a gated layer can do: what is left to learn of a sum is a rotation and no table.
- * Circles of the logarithm do the same for products.
- */
-export function numeralFeatures(number: number): number[] {
-  // Nothing is lost by a zero beside the one: the linear circles tell them apart.
-  const log = Math.log(Math.max(1, number));
-  const turns = [...LINEAR_PERIODS.map((p) => number / p), ...LOG_PERIODS.map((p) => log / p)];
-  return turns.flatMap((turn) => [Math.cos(2 * Math.PI * turn), Math.sin(2 * Math.PI * turn)]);
-}
-
-/** Weights by name, traced. */
-export type Weights = Readonly<Record<string, Value>>;
-
-/** Graph-input specs of the weights. */
-export function weightSpecs(config: LlamaConfig): Record<string, TensorSpec> {
-  return Object.fromEntries(
-    llamaParameters(config).map(({ name, shape }) => [name, { dtype: "f32" as const, shape }]),
-  );
-}
-
-function weightOf(weights: Weights, name: string): Value {
-  const weight = weights[name];
-  if (weight === undefined) throw new ConfigError({ where: "llama", rule: `needs the weight ${name}` });
-  return weight;
-}
-
-function layerWeights(weights: Weights, layer: number): (name: string) => Value {
-  return (name) => weightOf(weights, `model.layers.${layer}.${name}.weight`);
+function layerWeights(weights: Weights, layer: number, config: LlamaConfig): LayerWeights {
+  const at = `model.layers.${layer}`;
+  return {
+    weight: (name) => weightOf(weights, `${at}.${name}.weight`),
+    bias: (name) => (config.modelType === "qwen2" ? weightOf(weights, `${at}.${name}.bias`) : undefined),
+  };
 }
 
 /**
@@ -222,55 +189,56 @@ function layerWeights(weights: Weights, layer: number): (name: string) => Value 
  */
 function block(
   x: Value,
-  w: (name: string) => Value,
+  { weight: w, bias }: LayerWeights,
   epsilon: number,
   attend: (q: Value, k: Value, v: Value) => Value,
 ): Value {
   const normed = rmsNorm(x, w("input_layernorm"), { epsilon });
-  const [q, k, v] = ["q", "k", "v"].map((name) => linear(normed, w(`self_attn.${name}_proj`))) as [
-    Value,
-    Value,
-    Value,
-  ];
+  const [q, k, v] = ["q", "k", "v"].map((name) =>
+    linear(normed, w(`self_attn.${name}_proj`), bias(`self_attn.${name}_proj`)),
+  ) as [Value, Value, Value];
   const attended = add(x, linear(attend(q, k, v), w("self_attn.o_proj")));
   const hidden = rmsNorm(attended, w("post_attention_layernorm"), { epsilon });
   const weights = { gate: w("mlp.gate_proj"), up: w("mlp.up_proj"), down: w("mlp.down_proj") };
   return add(attended, swiglu(hidden, weights));
 }
 
-/** Final norm and output head. @param x [rows, C]; @returns logits [rows, V] */
-function head(x: Value, weights: Weights, config: LlamaConfig): Value {
-  const normed = rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
-  return linear(normed, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
+/** Final norm. @param x [rows, C] */
+function finalNorm(x: Value, weights: Weights, config: LlamaConfig): Value {
+  return rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
+}
+
+/** Output head. @param hidden after the final norm, [rows, C]; @returns logits [rows, V] */
+function head(hidden: Value, weights: Weights, config: LlamaConfig): Value {
+  return linear(hidden, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
 }
 
 /**
  * The training forward, on rows in which several sequences may be packed.
- * @param batch.ids        i32[B, T]
- * @param batch.positions  i32[B, T], position of each token in its own sequence
- * @param batch.segments   i32[B, T], which sequence of the row a token belongs to
  * @returns logits [B·T, V]
  */
-export function llamaTrain(
-  weights: Weights,
-  batch: { readonly ids: Value; readonly positions: Value; readonly segments: Value },
-  config: LlamaConfig,
-): Value {
+export function llamaTrain(weights: Weights, batch: PackedRows, config: LlamaConfig): Value {
+  return trainOutputs(weights, batch, config).logits;
+}
+
+function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig): TrainOutputs {
   const { heads, kvHeads, hiddenSize: C } = config;
   const [B, T] = batch.ids.shape as readonly [number, number];
   // The kernel wants a table as long as a row, though no position of a packed sequence reaches that far.
-  const tables = rotaryTables(Math.max(config.maxPositions, T), config.headDim, config.ropeTheta);
+  const longest = Math.max(config.maxPositions, T);
+  const tables = rotaryTables(longest, config.headDim, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
   const mask = packedCausalMask(batch.segments);
   let x = reshape(gatherRows(weightOf(weights, EMBEDDING), batch.ids), [B * T, C]);
   for (let layer = 0; layer < config.layers; layer++) {
-    x = block(x, layerWeights(weights, layer), config.rmsNormEpsilon, (q, k, v) => {
+    x = block(x, layerWeights(weights, layer, config), config.rmsNormEpsilon, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const rotated = [q3, k3].map((y) => rotary(y, batch.positions, cos, sin)) as [Value, Value];
       return reshape(attention(...rotated, v3, mask, { heads, kvHeads }), [B * T, heads * config.headDim]);
     });
   }
-  return head(x, weights, config);
+  const hidden = finalNorm(x, weights, config);
+  return { logits: head(hidden, weights, config), hidden, routing: [] };
 }
 
 /** Names of the cache tensors of a layer: graph inputs, and with `Next` the outputs that share their memory. */
@@ -285,28 +253,24 @@ export function cacheShape(config: LlamaConfig, batch: number, positions: number
 
 /**
  * The decoding forward: T new tokens a row (right-padded when rows differ), attending to the cache and extending it.
- * @param inputs.ids      i32[B, T]
- * @param inputs.lengths  i32[B], valid positions after this call minus one
- * @param inputs.total    i32[1], the largest of them plus one
- * @param inputs.last     i32[B], row of the flattened [B·T] whose logits are wanted; absent: every row (T = 1)
- * @param caches          keys and values per layer, [B, Hk, S, D]
- * @returns logits [B, V] and the extended caches
+ * @param caches  keys and values per layer, [B, Hk, S, D]
+ * @returns logits [B, V] (every row's where `inputs.last` is absent), hidden states [B·T, C] and the extended caches
  */
 export function llamaDecode(
   weights: Weights,
-  inputs: { readonly ids: Value; readonly lengths: Value; readonly total: Value; readonly last?: Value },
+  inputs: DecodeInputs,
   caches: readonly { readonly keys: Value; readonly values: Value }[],
   config: LlamaConfig,
-): { logits: Value; caches: { keys: Value; values: Value }[] } {
+): { logits: Value; hidden: Value; caches: { keys: Value; values: Value }[] } {
   const { heads, kvHeads, hiddenSize: C, headDim: D } = config;
   const [B, T] = inputs.ids.shape as readonly [number, number];
   const S = caches[0]!.keys.shape[2]!;
-  const tables = rotaryTables(S, D, config.ropeTheta);
+  const tables = rotaryTables(S, D, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(inputs.ids, tables.cos), constant(inputs.ids, tables.sin)];
   const extended: { keys: Value; values: Value }[] = [];
   let x = reshape(gatherRows(weightOf(weights, EMBEDDING), inputs.ids), [B * T, C]);
   for (const [layer, cache] of caches.entries()) {
-    x = block(x, layerWeights(weights, layer), config.rmsNormEpsilon, (q, k, v) => {
+    x = block(x, layerWeights(weights, layer, config), config.rmsNormEpsilon, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const { lengths, total } = inputs;
       const past = { pastKeys: cache.keys, pastValues: cache.values };
@@ -316,6 +280,44 @@ export function llamaDecode(
       return reshape(next.attended, [B * T, heads * D]);
     });
   }
+  // The norm is of rows, so that those not wanted cost little, and nothing where nobody reads `hidden`.
   const wanted = inputs.last === undefined ? x : gatherRows(x, inputs.last);
-  return { logits: head(wanted, weights, config), caches: extended };
+  const logits = head(finalNorm(wanted, weights, config), weights, config);
+  return { logits, hidden: finalNorm(x, weights, config), caches: extended };
 }
+
+const nextName = (name: string): string => `next.${name}`;
+
+function llamaCaches({ layers, kvHeads, headDim }: LlamaConfig): CacheSpec[] {
+  return Array.from({ length: layers }, (_, layer) => cacheNames(layer)).flatMap(({ keys, values }) =>
+    [keys, values].map((name) => ({ name, groups: kvHeads, width: headDim, outputs: [nextName(name)] })),
+  );
+}
+
+/** llama and qwen2 differ in name alone: the config says which. */
+const family = (name: "llama" | "qwen2"): Architecture<LlamaConfig> => ({
+  name,
+  check: checkLlamaConfig,
+  checkDecoding: checkLlamaDecoding,
+  parameters: llamaParameters,
+  train: trainOutputs,
+  caches: llamaCaches,
+  decode(weights, inputs, caches, config) {
+    const names = Array.from({ length: config.layers }, (_, layer) => cacheNames(layer));
+    const past = names.map(({ keys, values }) => ({ keys: caches[keys]!, values: caches[values]! }));
+    const decoded = llamaDecode(weights, inputs, past, config);
+    const extended = decoded.caches.flatMap(({ keys, values }, layer) => [
+      [nextName(names[layer]!.keys), keys] as const,
+      [nextName(names[layer]!.values), values] as const,
+    ]);
+    return { ...decoded, caches: Object.fromEntries(extended) };
+  },
+  activeParameters(config) {
+    const total = llamaParameters(config).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
+    return config.tieEmbeddings ? total : total - config.vocabSize * config.hiddenSize;
+  },
+  draft: () => undefined,
+});
+
+export const LLAMA = family("llama");
+export const QWEN2 = family("qwen2");

@@ -10,16 +10,21 @@ import { ConfigError, FileError, FormatError } from "../../base/errors.ts";
 import { readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
-import { type LlamaConfig, llamaParameters } from "../arch/llama.ts";
+import {
+  type ModelConfig,
+  modelConfigJson,
+  modelParameters,
+  type ParsedModelConfig,
+  parseModelConfig,
+} from "../arch/models.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
-import { llamaConfigJson, type ParsedLlamaConfig, parseLlamaConfig } from "./config.ts";
 import type { FloatSource } from "./float-source.ts";
 import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
 import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
-export interface ModelWeights extends ParsedLlamaConfig {
-  /** By Hugging Face name; all of {@link llamaParameters}, in that order, and no others. */
+export interface ModelWeights extends ParsedModelConfig {
+  /** By Hugging Face name; all of {@link modelParameters}, in that order, and no others. */
   readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
 }
 
@@ -63,13 +68,13 @@ async function openWeights(folder: string): Promise<FloatSource> {
  * Names a file may hold beyond the model's own: rotary frequencies, which old conversions stored though they follow from the
  * config, and the head of a tied model, which must equal the embedding.
  */
-function isRedundant(name: string, config: LlamaConfig): boolean {
+function isRedundant(name: string, config: ModelConfig): boolean {
   return name.endsWith(".rotary_emb.inv_freq") || (config.tieEmbeddings && name === HEAD);
 }
 
 /** @throws FormatError naming the first tensor that is missing, of another shape or not the model's */
-function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: LlamaConfig): void {
-  const expected = new Map(llamaParameters(config).map(({ name, shape }) => [name, shape]));
+function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: ModelConfig): void {
+  const expected = new Map(modelParameters(config).map(({ name, shape }) => [name, shape]));
   for (const [name, shape] of expected) {
     const found = shapes.get(name);
     if (found === undefined || !sameShape(found, shape)) {
@@ -110,12 +115,12 @@ async function checkTiedHead(source: FloatSource, embedding: HostArray<"f32">): 
  */
 export async function readWeights(
   source: FloatSource,
-  config: LlamaConfig,
+  config: ModelConfig,
 ): Promise<Record<string, HostArray<"f32">>> {
   const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
   checkTensors(source.file, new Map(own), config);
   const tensors: Record<string, HostArray<"f32">> = {};
-  for (const { name } of llamaParameters(config)) {
+  for (const { name } of modelParameters(config)) {
     tensors[name] = await source.readF32(name);
     if (name === EMBEDDING && config.tieEmbeddings && source.shapes.has(HEAD)) {
       await checkTiedHead(source, tensors[name]);
@@ -148,7 +153,7 @@ function withoutFp8(json: unknown): unknown {
 export async function loadModelWeights(folder: string): Promise<ModelWeights> {
   await recoverFolder(folder);
   const configFile = join(folder, CONFIG);
-  const { config, extra } = parseLlamaConfig(configFile, withoutFp8(await readJson(configFile)));
+  const { config, extra } = parseModelConfig(configFile, withoutFp8(await readJson(configFile)));
   await using source = await openWeights(folder);
   return { config, extra, tensors: await readWeights(source, config) };
 }
@@ -174,7 +179,7 @@ function stopIdsOf(file: string, json: Readonly<Record<string, unknown>>): reado
   });
 }
 
-function checkVocabulary(where: string, config: LlamaConfig, tokenizer: Tokenizer): void {
+function checkVocabulary(where: string, config: ModelConfig, tokenizer: Tokenizer): void {
   if (tokenizer.vocabSize <= config.vocabSize) return;
   throw new ConfigError({
     where: `${where}: vocab_size`,
@@ -207,7 +212,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
 
 /**
  * Writes a model's folder whole or not at all, replacing one that is there. Transformers, vLLM and llama.cpp load it.
- * @param model.tensors  exactly the tensors of {@link llamaParameters}
+ * @param model.tensors  exactly the tensors of {@link modelParameters}
  * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
  * @param model.generationConfig  written over the same ids. @default nothing more
  * @param model.maxShardBytes     weights beyond that are written as several files. @default 5 GB
@@ -217,7 +222,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
 export async function saveModelFolder(
   folder: string,
   model: {
-    readonly config: LlamaConfig;
+    readonly config: ModelConfig;
     readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
     readonly tokenizer: Tokenizer;
     readonly extra?: Readonly<Record<string, unknown>>;
@@ -231,8 +236,8 @@ export async function saveModelFolder(
     eos_token_id: tokenizer.eosId,
     pad_token_id: tokenizer.padId,
   };
-  const configJson = llamaConfigJson({ config, extra: { ...ids, ...model.extra } });
-  parseLlamaConfig(CONFIG, configJson);
+  const configJson = modelConfigJson({ config, extra: { ...ids, ...model.extra } });
+  parseModelConfig(CONFIG, configJson);
   checkVocabulary(CONFIG, config, tokenizer);
   const shapes = new Map(Object.entries(tensors).map(([name, { shape }]) => [name, shape]));
   checkTensors(WEIGHTS, shapes, config);

@@ -3,8 +3,8 @@
 import { stat } from "node:fs/promises";
 import { ConfigError, FormatError } from "../../base/errors.ts";
 import { fileError, recoverFolder } from "../../base/files.ts";
+import { parseModelConfig } from "../arch/models.ts";
 import type { Tokenizer } from "../text/tokenizer.ts";
-import { parseLlamaConfig } from "./config.ts";
 import { loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
 import { openGgufModel } from "./gguf/model.ts";
 import type { GgufVocabulary } from "./gguf/vocabulary.ts";
@@ -27,7 +27,7 @@ async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<L
       got: "nothing",
     });
   }
-  const { config, extra } = parseLlamaConfig(file, model.config);
+  const { config, extra } = parseModelConfig(file, model.config);
   const tokenizer = openVocabulary(vocabulary);
   if (tokenizer.vocabSize > config.vocabSize) {
     throw new ConfigError({

@@ -23,7 +23,7 @@ function factorFor(headDim: number, step: number): number {
   return factor;
 }
 
-/** Rows [H·D, C] moved to [H·k·D, C]; `place` says where in its head each goes. */
+/** Rows [H·D, C], or a bias [H·D], moved to [H·k·D, C]; `place` says where in its head each goes. */
 function widenRows(
   x: HostArray<"f32">,
   heads: number,
@@ -31,9 +31,9 @@ function widenRows(
   place: (row: number, D: number) => number,
   scale: number,
 ): HostArray<"f32"> {
-  const [rows, C] = x.shape as readonly [number, number];
-  const D = rows / heads;
-  const y = hostArray("f32", [rows * factor, C]);
+  const [rows, ...columns] = x.shape as readonly [number, ...number[]];
+  const [C, D] = [columns[0] ?? 1, rows / heads];
+  const y = hostArray("f32", [rows * factor, ...columns]);
   for (let row = 0; row < rows; row++) {
     const head = Math.floor(row / D);
     const to = (head * factor * D + place(row % D, D)) * C;
@@ -77,7 +77,7 @@ export function padHeads(model: LlamaWeights, step: number): LlamaWeights {
     config: { ...config, headDim: factor * config.headDim },
     tensors: Object.fromEntries(
       Object.entries(tensors).map(([name, tensor]) => {
-        const part = /\.self_attn\.([a-z_]+)\.weight$/.exec(name)?.[1];
+        const part = /\.self_attn\.([a-z_]+)\.(?:weight|bias)$/.exec(name)?.[1];
         return [name, part === undefined ? tensor : (widen[part]?.(tensor) ?? tensor)];
       }),
     ),

@@ -16,7 +16,8 @@ import type { Call, Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
-import { cacheNames, cacheShape, type LlamaConfig, llamaDecode, weightSpecs } from "../arch/llama.ts";
+import { type Architecture, type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
+import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import { SAMPLING_DEFAULTS, Sampler, type SamplingOptions } from "./sampler.ts";
 
 export interface GenerateRequest {
@@ -59,9 +60,6 @@ const PREFILL_ROWS = 32;
 /** Prompt lengths are padded to a multiple of this, so that few programs are compiled. */
 const PREFILL_STEP = 16;
 
-/** Head widths that ONNX Runtime's GroupQueryAttention rotates are multiples of this. */
-const HEAD_STEP = 16;
-
 /** Batch sizes for which decoding programs exist: powers of two and one size between each. */
 function bucketFor(active: number, slots: number): number {
   for (let size = 1; size < slots; size *= 2) {
@@ -74,8 +72,8 @@ function bucketFor(active: number, slots: number): number {
 /** A prompt that has been run: what its samples start from. */
 interface Prefix {
   readonly length: number;
-  /** Per layer, keys and values [Hk, length, D]. */
-  readonly layers: readonly { readonly keys: Float32Array; readonly values: Float32Array }[];
+  /** Its positions in each cache, [G, length, W]. */
+  readonly caches: readonly Float32Array[];
   /** Logits of the first new token, [V]. */
   readonly logits: Float32Array;
 }
@@ -102,18 +100,21 @@ interface Decoder {
 }
 
 export class Engine {
-  readonly config: LlamaConfig;
+  readonly config: ModelConfig;
   readonly slots: number;
   readonly maxPositions: number;
   readonly #runtime: Runtime;
   readonly #programs: ProgramCache;
-  readonly #caches: readonly { readonly keys: DeviceTensor<"f32">; readonly values: DeviceTensor<"f32"> }[];
+  readonly #architecture: Architecture<ModelConfig>;
+  readonly #cacheSpecs: readonly CacheSpec[];
+  /** One per spec, for all slots. */
+  readonly #caches: readonly DeviceTensor<"f32">[];
   /** Decoders by batch size, for each set of weights seen: a trainer alternates between two. */
   readonly #decoders = new WeakMap<DeviceTensor, Map<number, Decoder>>();
   #weights: WeightTensors | undefined;
   #busy = false;
 
-  constructor(runtime: Runtime, config: LlamaConfig, options: EngineOptions) {
+  constructor(runtime: Runtime, config: ModelConfig, options: EngineOptions) {
     const maxPositions = options.maxPositions ?? config.maxPositions;
     if (!Number.isSafeInteger(options.slots) || options.slots < 1) {
       throw new ConfigError({
@@ -129,24 +130,17 @@ export class Engine {
         got: String(maxPositions),
       });
     }
-    if (config.headDim % HEAD_STEP !== 0) {
-      throw new ConfigError({
-        where: "engine: headDim",
-        rule: `must be a multiple of ${HEAD_STEP}, which the attention kernel asks for`,
-        got: String(config.headDim),
-        remedy: "Train a model with wider heads",
-      });
-    }
+    this.#architecture = architectureOf(config);
+    this.#architecture.checkDecoding(config);
     this.config = config;
     this.slots = options.slots;
     this.maxPositions = maxPositions;
     this.#runtime = runtime;
     this.#programs = new ProgramCache(runtime);
-    const shape = cacheShape(config, this.slots, maxPositions);
-    this.#caches = Array.from({ length: config.layers }, () => ({
-      keys: runtime.tensor("f32", shape),
-      values: runtime.tensor("f32", shape),
-    }));
+    this.#cacheSpecs = this.#architecture.caches(config);
+    this.#caches = this.#cacheSpecs.map((spec) =>
+      runtime.tensor("f32", cacheShapeOf(spec, this.slots, maxPositions)),
+    );
   }
 
   /** Decodes with these weights from now on; they are read in place, not copied. */
@@ -297,10 +291,7 @@ export class Engine {
     const longest = Math.max(...requests.map(({ prompt }) => prompt.length));
     const T = Math.min(Math.ceil(longest / PREFILL_STEP) * PREFILL_STEP, this.config.maxPositions);
     const program = await this.#program(B, T);
-    const caches = this.#caches.map(() => ({
-      keys: this.#runtime.tensor("f32", cacheShape(this.config, B, T)),
-      values: this.#runtime.tensor("f32", cacheShape(this.config, B, T)),
-    }));
+    const caches = this.#cacheSpecs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, B, T)));
     const inputs = {
       ids: this.#runtime.tensor("i32", [B, T]),
       lengths: this.#runtime.tensor("i32", [B]),
@@ -313,50 +304,47 @@ export class Engine {
       inputs.last.data[row] = row * T + prompt.length - 1;
     }
     const logits = this.#runtime.tensor("f32", [B, this.config.vocabSize]);
-    const call = bindProgram(program, weights, inputs, caches, logits);
+    const call = this.#bind(program, weights, inputs, caches, logits);
     try {
       await call.run();
     } finally {
       call.dispose();
     }
-    const { kvHeads: Hk, headDim: D, vocabSize: V } = this.config;
+    const V = this.config.vocabSize;
     return requests.map(({ prompt: { length } }, row) => {
-      const compact = ({ data }: DeviceTensor<"f32">): Float32Array => {
-        const copy = new Float32Array(Hk * length * D);
-        for (let head = 0; head < Hk; head++) {
-          const from = (row * Hk + head) * T * D;
-          copy.set(data.subarray(from, from + length * D), head * length * D);
+      const compacted = caches.map(({ data }, i) => {
+        const { groups, width } = this.#cacheSpecs[i]!;
+        const copy = new Float32Array(groups * length * width);
+        for (let group = 0; group < groups; group++) {
+          const from = (row * groups + group) * T * width;
+          copy.set(data.subarray(from, from + length * width), group * length * width);
         }
         return copy;
-      };
-      const layers = caches.map(({ keys, values }) => ({ keys: compact(keys), values: compact(values) }));
-      return { length, layers, logits: logits.data.slice(row * V, (row + 1) * V) };
+      });
+      return { length, caches: compacted, logits: logits.data.slice(row * V, (row + 1) * V) };
     });
   }
 
   /** Puts a prompt's keys and values into a slot. */
   #copyPrefix(prefix: Prefix, slot: number): void {
-    const { kvHeads: Hk, headDim: D } = this.config;
-    const size = prefix.length * D;
-    for (const [layer, { keys, values }] of prefix.layers.entries()) {
-      const cache = this.#caches[layer]!;
-      for (let head = 0; head < Hk; head++) {
-        const to = (slot * Hk + head) * this.maxPositions * D;
-        cache.keys.data.set(keys.subarray(head * size, (head + 1) * size), to);
-        cache.values.data.set(values.subarray(head * size, (head + 1) * size), to);
+    for (const [i, part] of prefix.caches.entries()) {
+      const { groups, width } = this.#cacheSpecs[i]!;
+      const size = prefix.length * width;
+      for (let group = 0; group < groups; group++) {
+        const to = (slot * groups + group) * this.maxPositions * width;
+        this.#caches[i]!.data.set(part.subarray(group * size, (group + 1) * size), to);
       }
     }
   }
 
   /** Moves a row's first `length` positions from one slot to another. */
   #moveRow(from: number, to: number, length: number): void {
-    const { kvHeads: Hk, headDim: D } = this.config;
-    const stride = this.maxPositions * D;
-    for (const { keys, values } of this.#caches) {
-      for (let head = 0; head < Hk; head++) {
-        const source = (from * Hk + head) * stride;
-        keys.data.copyWithin((to * Hk + head) * stride, source, source + length * D);
-        values.data.copyWithin((to * Hk + head) * stride, source, source + length * D);
+    for (const [i, { data }] of this.#caches.entries()) {
+      const { groups, width } = this.#cacheSpecs[i]!;
+      const stride = this.maxPositions * width;
+      for (let group = 0; group < groups; group++) {
+        const source = (from * groups + group) * stride;
+        data.copyWithin((to * groups + group) * stride, source, source + length * width);
       }
     }
   }
@@ -371,19 +359,17 @@ export class Engine {
     let decoder = known.get(B);
     if (decoder === undefined) {
       const program = await this.#program(B, 1);
-      const shape = cacheShape(this.config, B, this.maxPositions);
       // Smaller batches work on the first rows of the same memory.
-      const caches = this.#caches.map(({ keys, values }) => ({
-        keys: keys.view(shape),
-        values: values.view(shape),
-      }));
+      const caches = this.#caches.map((cache, i) =>
+        cache.view(cacheShapeOf(this.#cacheSpecs[i]!, B, this.maxPositions)),
+      );
       const inputs = {
         ids: this.#runtime.tensor("i32", [B, 1]),
         lengths: this.#runtime.tensor("i32", [B]),
         total: this.#runtime.tensor("i32", [1]),
       };
       const logits = this.#runtime.tensor("f32", [B, this.config.vocabSize]);
-      const call = bindProgram(program, weights, inputs, caches, logits);
+      const call = this.#bind(program, weights, inputs, caches, logits);
       const { ids, lengths, total } = inputs;
       decoder = { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
       known.set(B, decoder);
@@ -394,25 +380,21 @@ export class Engine {
   /** The program for B rows of T new tokens: over the shared cache for T = 1, over one of T positions for prompts. */
   async #program(B: number, T: number): Promise<Program> {
     const decoding = T === 1;
-    const { config } = this;
     const { program } = await this.#programs.get(`decode:${B}x${T}`, () => {
-      const cache: TensorSpec = {
-        dtype: "f32",
-        shape: cacheShape(config, B, decoding ? this.maxPositions : T),
-      };
-      const names = Array.from({ length: config.layers }, (_, layer) => cacheNames(layer));
       const integers = (shape: number[]): TensorSpec => ({ dtype: "i32", shape });
+      const positions = decoding ? this.maxPositions : T;
+      const caches = this.#cacheSpecs.map((spec): [string, TensorSpec] => [
+        spec.name,
+        { dtype: "f32", shape: cacheShapeOf(spec, B, positions) },
+      ]);
       const specs: Record<string, TensorSpec> = {
-        ...weightSpecs(config),
+        ...weightSpecs(this.config),
         ids: integers([B, T]),
         lengths: integers([B]),
         total: integers([1]),
         ...(decoding ? {} : { last: integers([B]) }),
+        ...Object.fromEntries(caches),
       };
-      for (const { keys, values } of names) {
-        specs[keys] = cache;
-        specs[values] = cache;
-      }
       const graph = trace(specs, (x: Record<string, Value>) => {
         const inputs = {
           ids: x["ids"]!,
@@ -420,29 +402,36 @@ export class Engine {
           total: x["total"]!,
           ...(x["last"] ? { last: x["last"] } : {}),
         };
-        const caches = names.map(({ keys, values }) => ({ keys: x[keys]!, values: x[values]! }));
-        const { logits, caches: extended } = llamaDecode(x, inputs, caches, config);
-        const outputs: Record<string, Value> = { logits };
-        for (const [layer, { keys, values }] of names.entries()) {
-          outputs[nextName(keys)] = extended[layer]!.keys;
-          outputs[nextName(values)] = extended[layer]!.values;
-        }
-        return outputs;
+        const decoded = this.#architecture.decode(x, inputs, x, this.config);
+        return { logits: decoded.logits, ...decoded.caches };
       });
-      const inPlace = names.flatMap(({ keys, values }) =>
-        [keys, values].map((name) => [name, nextName(name)] as const),
+      const inPlace = this.#cacheSpecs.flatMap(({ name, outputs }) =>
+        outputs.map((output) => [name, output] as const),
       );
       return { graph, options: { inPlace } };
     });
     return program;
   }
 
+  #bind(
+    program: Program,
+    weights: WeightTensors,
+    inputs: Readonly<Record<string, DeviceTensor>>,
+    caches: readonly DeviceTensor[],
+    logits: DeviceTensor,
+  ): Call {
+    const past: Record<string, DeviceTensor> = {};
+    const next: Record<string, DeviceTensor> = {};
+    for (const [i, { name, outputs }] of this.#cacheSpecs.entries()) {
+      past[name] = caches[i]!;
+      for (const output of outputs) next[output] = caches[i]!;
+    }
+    return program.bind({ ...weights, ...inputs, ...past }, { logits, ...next });
+  }
+
   async dispose(): Promise<void> {
     await this.#programs.dispose();
-    for (const { keys, values } of this.#caches) {
-      keys.dispose();
-      values.dispose();
-    }
+    for (const cache of this.#caches) cache.dispose();
   }
 }
 
@@ -454,27 +443,6 @@ function expectCount(option: string, count: number): void {
     rule: "must be a positive integer",
     got: String(count),
   });
-}
-
-const nextName = (name: string): string => `next.${name}`;
-
-function bindProgram(
-  program: Program,
-  weights: WeightTensors,
-  inputs: Readonly<Record<string, DeviceTensor>>,
-  caches: readonly { readonly keys: DeviceTensor; readonly values: DeviceTensor }[],
-  logits: DeviceTensor,
-): Call {
-  const past: Record<string, DeviceTensor> = {};
-  const next: Record<string, DeviceTensor> = {};
-  for (const [layer, cache] of caches.entries()) {
-    const { keys, values } = cacheNames(layer);
-    past[keys] = cache.keys;
-    past[values] = cache.values;
-    next[nextName(keys)] = cache.keys;
-    next[nextName(values)] = cache.values;
-  }
-  return program.bind({ ...weights, ...inputs, ...past }, { logits, ...next });
 }
 
 function pickSampling({ temperature, topK, topP, minP }: Partial<SamplingOptions>): Partial<SamplingOptions> {

@@ -2,6 +2,7 @@
 
 import type { Value } from "../../compute/graph/ir.ts";
 import {
+  add,
   and,
   constant,
   equal,
@@ -13,7 +14,7 @@ import {
   where,
 } from "../../compute/graph/primitives.ts";
 import { gatedSilu } from "../../compute/ops/stable.ts";
-import { type HostArray, hostArray, i32 } from "../../compute/tensor/host.ts";
+import { i32 } from "../../compute/tensor/host.ts";
 
 /**
  * Masked positions get this score: finite, so that a fully masked row stays a number, and small enough that adding any
@@ -21,9 +22,10 @@ import { type HostArray, hostArray, i32 } from "../../compute/tensor/host.ts";
  */
 const MASKED = -1e30;
 
-/** x · Wᵀ. @param x [rows, in]; @param weight [out, in] */
-export function linear(x: Value, weight: Value): Value {
-  return matmul(x, transposeLast(weight));
+/** x · Wᵀ, plus a bias where there is one. @param x [rows, in]; @param weight [out, in]; @param bias [out] */
+export function linear(x: Value, weight: Value, bias?: Value): Value {
+  const product = matmul(x, transposeLast(weight));
+  return bias === undefined ? product : add(product, bias);
 }
 
 /**
@@ -54,26 +56,4 @@ export function packedCausalMask(segments: Value): Value {
   const future = less(reshape(positions, [T, 1]), reshape(positions, [1, T])); // query t, key s: t < s
   const together = equal(reshape(segments, [B, T, 1]), reshape(segments, [B, 1, T]));
   return reshape(where(and(together, not(future)), 0, MASKED), [B, 1, 1, T, T]);
-}
-
-/**
- * Cosines and sines of the rotary embedding: angle(position, j) = position · θ^(−2j/D).
- * @returns two f32[S, D/2], computed in double precision
- */
-export function rotaryTables(
-  maxPositions: number,
-  headDim: number,
-  theta: number,
-): { cos: HostArray<"f32">; sin: HostArray<"f32"> } {
-  const half = headDim / 2;
-  const cos = hostArray("f32", [maxPositions, half]);
-  const sin = hostArray("f32", [maxPositions, half]);
-  for (let position = 0; position < maxPositions; position++) {
-    for (let j = 0; j < half; j++) {
-      const angle = position * theta ** ((-2 * j) / headDim);
-      cos.data[position * half + j] = Math.cos(angle);
-      sin.data[position * half + j] = Math.sin(angle);
-    }
-  }
-  return { cos, sin };
 }

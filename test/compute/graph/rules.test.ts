@@ -333,17 +333,61 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
       ],
     ],
   },
+  topK: {
+    accepts: [
+      ["f32[2,5]", { k: 3 }, "i32[2,3]"],
+      ["f32[5]", { k: 5 }, "i32[5]"],
+    ],
+    rejects: [
+      ["f32[2,5]", { k: 6 }, "ShapeError: topK: k must be from 1 to 5; got 6."],
+      ["f32[2,5]", { k: 0 }, "ShapeError: topK: k must be from 1 to 5; got 0."],
+      ["f32[]", { k: 1 }, "ShapeError: topK: needs at least one axis; got f32[]."],
+    ],
+  },
+  groupedMatmul: {
+    accepts: [
+      ["f32[7,3] i32[2] f32[5,3] f32[5,3]", { transposed: false }, "f32[7,5]"],
+      ["f32[7,5] i32[2] f32[5,3] f32[5,3]", { transposed: true }, "f32[7,3]"],
+    ],
+    rejects: [
+      [
+        "f32[7,3] i32[3] f32[5,3] f32[5,3]",
+        { transposed: false },
+        "ShapeError: groupedMatmul: x [M,K], counts i32[E], E matrices [N,K]; got f32[7,3], i32[3], f32[5,3], f32[5,3].",
+      ],
+      [
+        "f32[7,3] i32[2] f32[5,3] f32[3,5]",
+        { transposed: true },
+        "ShapeError: groupedMatmul: x [M,K], counts i32[E], E matrices [K,N]; got f32[7,3], i32[2], f32[5,3], f32[3,5].",
+      ],
+      [
+        "f32[7,3] f32[1] f32[5,3]",
+        { transposed: false },
+        "DTypeError: groupedMatmul: argument 1 must be i32; got f32[7,3], f32[1], f32[5,3].",
+      ],
+    ],
+  },
+  groupedOuter: {
+    accepts: [["f32[7,3] f32[7,2] i32[2]", { groups: 2 }, "f32[3,2] f32[3,2]"]],
+    rejects: [
+      [
+        "f32[7,3] f32[6,2] i32[2]",
+        { groups: 2 },
+        "ShapeError: groupedOuter: a [M,N], b [M,K], counts i32[2]; got f32[7,3], f32[6,2], i32[2].",
+      ],
+    ],
+  },
   rotary: {
-    accepts: [["f32[2,3,16] i32[2,3] f32[9,4] f32[9,4]", {}, "f32[2,3,16]"]],
+    accepts: [["f32[2,3,16] i32[2,3] f32[9,4] f32[9,4]", { interleaved: false }, "f32[2,3,16]"]],
     rejects: [
       [
         "f32[2,3,12] i32[2,3] f32[9,4] f32[9,4]",
-        {},
+        { interleaved: false },
         "ShapeError: rotary: x [B,T,H·D], positions i32[B,T], cos and sin [S,D/2]; got f32[2,3,12], i32[2,3], f32[9,4], f32[9,4].",
       ],
       [
         "f32[2,3,16] i32[3] f32[9,4] f32[9,4]",
-        {},
+        { interleaved: true },
         "ShapeError: rotary: x [B,T,H·D], positions i32[B,T], cos and sin [S,D/2]; got f32[2,3,16], i32[3], f32[9,4], f32[9,4].",
       ],
     ],
@@ -351,6 +395,11 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
   cachedAttention: {
     accepts: [
       [`f32[2,3,64] f32[2,3,32] f32[2,3,32] ${CACHE}`, HEADS, "f32[2,3,64] f32[2,2,8,16] f32[2,2,8,16]"],
+      [
+        "f32[1,1,48] f32[1,1,24] f32[1,1,24] f32[1,1,8,24] f32[1,1,8,24] i32[1] i32[1]",
+        { heads: 2, kvHeads: 1, scale: 1 },
+        "f32[1,1,48] f32[1,1,8,24] f32[1,1,8,24]",
+      ],
     ],
     rejects: [
       [`f32[2,3,64] f32[2,3,64] f32[2,3,64] ${CACHE}`, HEADS, CACHE_RULE],
@@ -365,6 +414,16 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
         "f32[1,1,8] f32[1,1,8] f32[1,1,8] f32[1,1,8,8] f32[1,1,8,8] i32[1] i32[1] f32[8,4] f32[8,4]",
         { heads: 1, kvHeads: 1, scale: 1 },
         "ShapeError: cachedAttention: D must be a multiple of 16; got D=8",
+      ],
+      [
+        "f32[1,1,4] f32[1,1,4] f32[1,1,4] f32[1,1,8,4] f32[1,1,8,4] i32[1] i32[1]",
+        { heads: 1, kvHeads: 1, scale: 1 },
+        "ShapeError: cachedAttention: D must be a multiple of 8; got D=4",
+      ],
+      [
+        "f32[1,1,8] f32[1,1,8]",
+        { heads: 1, kvHeads: 1, scale: 1 },
+        "ShapeError: cachedAttention: takes 7 arguments; got 2.",
       ],
     ],
   },

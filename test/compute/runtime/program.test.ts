@@ -161,6 +161,31 @@ describe("outputs over inputs", async () => {
     );
   });
 
+  test("are refused over each other unless both are in place over one input", async () => {
+    const memory = four(1, 2, 3, 4);
+    const bind = (program: Awaited<ReturnType<typeof load>>, w = four()) =>
+      program.bind({ x: memory, w }, { y: memory, z: memory });
+    const one = await load(CHAIN, { inPlace: [["x", "y"]] });
+    expect(() => bind(one)).toThrow('output "z": must not share memory with input "x"');
+    const different = await load(CHAIN, {
+      inPlace: [
+        ["x", "y"],
+        ["w", "z"],
+      ],
+    });
+    expect(() => bind(different)).toThrow('output "z": must not share memory with input "x"');
+    expect(() => different.bind({ x: four(), w: memory }, { y: memory, z: memory })).toThrow(
+      'output "y": must not share memory with input "w"',
+    );
+    const both = await load(CHAIN, {
+      inPlace: [
+        ["x", "y"],
+        ["x", "z"],
+      ],
+    });
+    expect(() => bind(both)).not.toThrow();
+  });
+
   test.each(["ffi", "node"] as const)(
     "update in place where the program may, through %s",
     async (backend) => {

@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import {
   causalKeys,
+  costSizes,
   type DenseSizes,
   forwardFlops,
   matmulParameters,
@@ -9,6 +10,8 @@ import {
 } from "../../../src/learn/cost/flops.ts";
 import { CPU_HOUR, GPU_HOUR, ledger } from "../../../src/learn/cost/ledger.ts";
 import { COUNTDOWN_RUNS, DEEPSEEK_R1, DEEPSEEK_V3 } from "../../../src/learn/cost/published.ts";
+import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
+import { DEEPSEEK_V3_671B } from "../../model/models.ts";
 
 const llama8B: DenseSizes = {
   layers: 32,
@@ -18,6 +21,20 @@ const llama8B: DenseSizes = {
   headWidth: 128,
   hidden: 14336,
   vocab: 128256,
+};
+
+const LLAMA_TINY: LlamaConfig = {
+  vocabSize: 7,
+  hiddenSize: 4,
+  intermediateSize: 5,
+  layers: 2,
+  heads: 2,
+  kvHeads: 1,
+  headDim: 4,
+  rmsNormEpsilon: 1e-6,
+  ropeTheta: 1e4,
+  maxPositions: 8,
+  tieEmbeddings: false,
 };
 
 const tiny: DenseSizes = { layers: 2, width: 4, heads: 2, kvHeads: 1, headWidth: 3, hidden: 5, vocab: 7 };
@@ -33,6 +50,17 @@ describe("flops", () => {
 
   it("finds the published size of Llama 3.1 8B: matmuls, one more embedding, 65 norms", () => {
     expect(matmulParameters(llama8B) + 128256 * 4096 + 65 * 4096).toBe(8_030_261_248);
+  });
+
+  it("counts of DeepSeek-V3 the experts that a token goes to, and latent attention in its naive form", () => {
+    const sizes = costSizes(DEEPSEEK_V3_671B);
+    // As published, 37 billion active: by hand per layer MLA 187,105,280, an expert 44,040,192, dense 396,361,728.
+    const mixtures = 58 * (9 * 44_040_192 + 256 * 7168);
+    const active = 61 * 187_105_280 + 3 * 396_361_728 + mixtures + 129_280 * 7168;
+    expect(matmulParameters(sizes)).toBe(active);
+    expect(Math.round(active / 1e9)).toBe(37);
+    expect(forwardFlops(sizes, 10) - forwardFlops(sizes, 0)).toBe(2 * 61 * 128 * (192 + 128) * 10);
+    expect(costSizes({ ...LLAMA_TINY })).toEqual({ ...tiny, headWidth: 4 });
   });
 
   it("averages a causal mask", () => {

@@ -10,7 +10,7 @@ import {
   withDepth,
 } from "../../../src/learn/train/config.ts";
 import { PRESETS, presetNamed } from "../../../src/learn/train/presets.ts";
-import { checkLlamaConfig, parameterCount } from "../../../src/model/arch/llama.ts";
+import { architectureOf, parameterCount } from "../../../src/model/arch/models.ts";
 
 const quick = PRESETS.quick.config;
 
@@ -23,7 +23,8 @@ describe("the depth dial", () => {
     [8, { width: 256, heads: 8, kvHeads: 4, hidden: 688 }],
   ])("gives depth %i its sizes", (depth, sizes) => {
     expect(sizesOf(depth)).toEqual({ layers: depth, headWidth: 32, ...sizes });
-    checkLlamaConfig(modelConfig(sizesOf(depth), { vocabSize: 30, maxPositions: 100 }));
+    const model = modelConfig(sizesOf(depth), { vocabSize: 30, maxPositions: 100 });
+    expect(() => architectureOf(model).check(model)).not.toThrow();
   });
 
   it("gives about 0.7 million weights at depth 4", () => {

@@ -16,10 +16,9 @@ import {
   llamaDecode,
   llamaParameters,
   llamaTrain,
-  numeralFeatures,
-  parameterCount,
-  weightSpecs,
 } from "../../../src/model/arch/llama.ts";
+import { parameterCount, weightSpecs } from "../../../src/model/arch/models.ts";
+import { numeralFeatures } from "../../../src/model/arch/numerals.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
@@ -38,6 +37,13 @@ interface Expected {
 const LOGITS: Tolerance = { relative: 0, floor: 1e-5 };
 
 const expected = (name: string): Expected => readFixture<Expected>(`${name}/expected.json`);
+
+/** A fixture's config and weights. */
+async function loadLlama(name: string) {
+  const { config, tensors } = await loadModelWeights(fixturePath(name));
+  if (config.modelType === "deepseek_v3") throw new Error(`${name} is no llama`);
+  return { config, tensors };
+}
 
 let engine: Runtime;
 beforeAll(async () => {
@@ -153,7 +159,7 @@ async function decodeLogits(
 
 describe.each(["llama-gqa", "llama-tied", "llama-wide", "llama-wide-tied"])("%s", (name) => {
   it("computes transformers' logits in training", async () => {
-    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { config, tensors } = await loadLlama(name);
     const { inputIds, logits } = expected(name);
     const ours = await trainLogits(tensors, plainBatch(toHost(inputIds)), config);
     const flat = { ...toHost(logits), shape: ours.shape };
@@ -163,7 +169,7 @@ describe.each(["llama-gqa", "llama-tied", "llama-wide", "llama-wide-tied"])("%s"
 
 describe.each(["llama-wide", "llama-wide-tied"])("%s", (name) => {
   it.each([1, 4])("computes transformers' logits over a cache, %i tokens first", async (prompt) => {
-    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { config, tensors } = await loadLlama(name);
     const { inputIds, logits } = expected(name);
     const ours = await decodeLogits(tensors, toHost(inputIds), prompt, config);
     const known = Array.from(ours, (x) => (Number.isNaN(x) ? 0 : 1));
@@ -172,7 +178,7 @@ describe.each(["llama-wide", "llama-wide-tied"])("%s", (name) => {
   });
 
   it("continues a prompt greedily as transformers does", async () => {
-    const { config, tensors } = await loadModelWeights(fixturePath(name));
+    const { config, tensors } = await loadLlama(name);
     const { greedy } = expected(name);
     const generator = new Engine(engine, config, { slots: 2 });
     generator.adopt(deviceWeights(engine, tensors));
@@ -265,7 +271,7 @@ describe("parameters", () => {
 
   it("are those of the files, by name and shape", async () => {
     for (const name of ["llama-gqa", "llama-tied", "llama-wide"]) {
-      const { config, tensors } = await loadModelWeights(fixturePath(name));
+      const { config, tensors } = await loadLlama(name);
       expect(Object.entries(tensors).map(([n, { shape }]) => [n, shape])).toEqual(
         llamaParameters(config).map(({ name: n, shape }) => [n, shape]),
       );
@@ -319,7 +325,7 @@ describe("a configuration", () => {
   });
 
   it("of narrow heads trains, but the decoding kernel refuses it by name", async () => {
-    const { config } = await loadModelWeights(fixturePath("llama-gqa"));
+    const { config } = await loadLlama("llama-gqa");
     const decode = () =>
       trace(
         {

@@ -6,7 +6,7 @@ import { ConfigError, FileError, FormatError } from "../../../src/base/errors.ts
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { interpret } from "../../../src/compute/runtime/interpreter.ts";
 import { type HostArray, hostArray, i32 } from "../../../src/compute/tensor/host.ts";
-import { initializeLlama, llamaParameters, llamaTrain } from "../../../src/model/arch/llama.ts";
+import { architectureOf, initializeModel, modelParameters } from "../../../src/model/arch/models.ts";
 import {
   loadModelFolder,
   loadModelWeights,
@@ -108,7 +108,7 @@ describe("saveModelFolder", () => {
       /hidden_size: must be a multiple/,
     );
     const config = { ...model.config, vocabSize: 3 };
-    const small = { config, tensors: initializeLlama(config, 0) };
+    const small = { config, tensors: initializeModel(config, 0) };
     await expect(save(small)).rejects.toThrow(ConfigError);
     await expect(save(small)).rejects.toThrow(
       "config.json: vocab_size: must be at least the tokenizer's 71 tokens; got 3",
@@ -127,7 +127,7 @@ function logitsOf({ config, tensors }: ModelWeights, ids: readonly number[]): Ho
   };
   const graph = trace(inputs, (values) => {
     const batch = { ids: values["ids"]!, positions: values["positions"]!, segments: values["segments"]! };
-    return { logits: llamaTrain(values, batch, config) };
+    return { logits: architectureOf(config).train(values, batch, config).logits };
   });
   return interpret(graph, inputs)["logits"]!;
 }
@@ -150,8 +150,8 @@ describe("loadModelFolder", () => {
     const model = await loadModelFolder(SAVED);
     expect(model.config).toMatchObject({ vocabSize: 71, hiddenSize: 12, ropeTheta: 5000, headDim: 8 });
     expect(model.extra).toMatchObject({ pondera: { step: 3 }, bos_token_id: 1 });
-    expect(model.tensors).toEqual(initializeLlama(model.config, 7));
-    expect(Object.keys(model.tensors)).toEqual(llamaParameters(model.config).map(({ name }) => name));
+    expect(model.tensors).toEqual(initializeModel(model.config, 7));
+    expect(Object.keys(model.tensors)).toEqual(modelParameters(model.config).map(({ name }) => name));
     expect(model.tokenizer.encode("<bos>")).toEqual([1]);
     expect(model.stopIds).toEqual([2]);
     expect(model.generationConfig).toEqual({ bos_token_id: 1, eos_token_id: 2, pad_token_id: 0 });

@@ -6,7 +6,7 @@ import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FormatError, PonderaError } from "../../../src/base/errors.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
-import { parseLlamaConfig } from "../../../src/model/checkpoint/config.ts";
+import { parseLlamaConfig } from "../../../src/model/arch/llama-json.ts";
 import { readWeights } from "../../../src/model/checkpoint/folder.ts";
 import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
 import { saveGguf } from "../../../src/model/checkpoint/gguf/save.ts";

@@ -3,7 +3,7 @@ import { softmax } from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { interpret } from "../../../src/compute/runtime/interpreter.ts";
 import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
-import { linear, packedCausalMask, rotaryTables, swiglu } from "../../../src/model/nn/layers.ts";
+import { linear, packedCausalMask, swiglu } from "../../../src/model/nn/layers.ts";
 import { specsOf, type Traced } from "../../compute/harness.ts";
 
 const run = (
@@ -61,23 +61,5 @@ describe("packedCausalMask", () => {
     for (const value of values) expect(Number.isFinite(value)).toBe(true);
     const masked = f32([1, 3], new Array<number>(3).fill(Math.min(...values)));
     for (const p of run({ masked }, ({ masked: m }) => softmax(m!))) expect(p).toBeCloseTo(1 / 3, 6);
-  });
-});
-
-describe("rotaryTables", () => {
-  it("turns pair j of position p by p·θ^(−2j/D)", () => {
-    const { cos, sin } = rotaryTables(3, 4, 100);
-    expect(cos.shape).toEqual([3, 2]);
-    // Angles: 0, 0 · 1, 0.1 · 2, 0.2.
-    for (const [i, angle] of [0, 0, 1, 0.1, 2, 0.2].entries()) {
-      expect(cos.data[i]).toBeCloseTo(Math.cos(angle), 7);
-      expect(sin.data[i]).toBeCloseTo(Math.sin(angle), 7);
-    }
-  });
-
-  it("is as exact far out as near by", () => {
-    const { cos } = rotaryTables(100_001, 2, 1e4);
-    // cos(100000) by a table of 20 digits.
-    expect(cos.data[100_000]).toBeCloseTo(-0.999360807438, 6);
   });
 });

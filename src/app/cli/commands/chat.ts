@@ -8,7 +8,7 @@ import type { Command } from "commander";
 import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Judged } from "../../../learn/tasks/task.ts";
-import { parameterCount } from "../../../model/arch/llama.ts";
+import { parameterCount } from "../../../model/arch/models.ts";
 import { loadModelFolder } from "../../../model/checkpoint/folder.ts";
 import { generateText } from "../../../model/engine/text.ts";
 import { compact } from "../../format.ts";

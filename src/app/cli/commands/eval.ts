@@ -14,7 +14,7 @@ import { puzzlePrompt } from "../../../learn/tasks/countdown/traces.ts";
 import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
 import { jsonl } from "../../../learn/tasks/jsonl.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
-import { cacheShape } from "../../../model/arch/llama.ts";
+import { cachedNumbers } from "../../../model/arch/models.ts";
 import { loadModelFolder, type ModelFolder } from "../../../model/checkpoint/folder.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { compact, percent } from "../../format.ts";
@@ -137,8 +137,8 @@ async function openPrompts(options: EvalOptions, found: FoundModel): Promise<Mea
 /** Sequences side by side: as many as there are, and as fit the memory set aside for their caches. */
 function slotsFor(model: ModelFolder, sequences: number, positions: number): number {
   const { config } = model;
-  const numbers = cacheShape(config, 1, Math.min(positions, config.maxPositions)).reduce((a, b) => a * b, 1);
-  const bytes = 2 * config.layers * numbers * Float32Array.BYTES_PER_ELEMENT;
+  const longest = Math.min(positions, config.maxPositions);
+  const bytes = longest * cachedNumbers(config) * Float32Array.BYTES_PER_ELEMENT;
   return Math.max(1, Math.min(sequences, MOST_SLOTS, Math.floor(CACHE_BYTES / bytes)));
 }
 

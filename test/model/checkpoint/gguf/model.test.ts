@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";
 import { FormatError } from "../../../../src/base/errors.ts";
-import { parseLlamaConfig } from "../../../../src/model/checkpoint/config.ts";
+import { parseModelConfig } from "../../../../src/model/arch/models.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
 import { Metadata } from "../../../../src/model/checkpoint/gguf/metadata.ts";
 import { openGgufModel } from "../../../../src/model/checkpoint/gguf/model.ts";
@@ -91,7 +91,7 @@ describe("the config of a GGUF model", () => {
       pad_token_id: 0,
     });
     const { rope_scaling: _, ...unscaled } = model.config;
-    expect(parseLlamaConfig("x", unscaled).config).toMatchObject({ headDim: 8, kvHeads: 2, ropeTheta: 5e5 });
+    expect(parseModelConfig("x", unscaled).config).toMatchObject({ headDim: 8, kvHeads: 2, ropeTheta: 5e5 });
   });
 
   it("is qwen2's, tied where there is no head", async () => {

@@ -5,7 +5,7 @@ import { describe, expect, it } from "vitest";
 import { ConfigError, FormatError, NumericError } from "../../../../src/base/errors.ts";
 import { f32, type HostArray } from "../../../../src/compute/tensor/host.ts";
 import { initializeLlama, type LlamaConfig } from "../../../../src/model/arch/llama.ts";
-import { llamaConfigJson, parseLlamaConfig } from "../../../../src/model/checkpoint/config.ts";
+import { modelConfigJson, parseModelConfig } from "../../../../src/model/arch/models.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
 import { openGgufModel } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { quantize, type WritableType } from "../../../../src/model/checkpoint/gguf/quantize.ts";
@@ -77,7 +77,7 @@ const CONFIG: LlamaConfig = {
   maxPositions: 64,
   tieEmbeddings: false,
 };
-const MODEL = { config: llamaConfigJson({ config: CONFIG, extra: {} }), tensors: initializeLlama(CONFIG, 1) };
+const MODEL = { config: modelConfigJson({ config: CONFIG, extra: {} }), tensors: initializeLlama(CONFIG, 1) };
 const VOCABULARY: GgufVocabulary = {
   model: "llama",
   tokens: Array.from({ length: 40 }, (_, i) => `t${i}`),
@@ -107,7 +107,7 @@ describe("saveGguf", () => {
   it("is read back: config, vocabulary, every weight to the bit", async () => {
     const file = await save("F32");
     await using model = await openGgufModel(file);
-    expect(parseLlamaConfig(file, model.config).config).toEqual(CONFIG);
+    expect(parseModelConfig(file, model.config).config).toEqual(CONFIG);
     expect(model.vocabulary).toEqual(VOCABULARY);
     expect([...model.shapes.keys()].sort()).toEqual(Object.keys(MODEL.tensors).sort());
     for (const [name, tensor] of Object.entries(MODEL.tensors))

@@ -2,7 +2,7 @@ import { readFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import { ConfigError } from "../../../src/base/errors.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
-import { llamaConfigJson, parseLlamaConfig } from "../../../src/model/checkpoint/config.ts";
+import { llamaConfigJson, parseLlamaConfig } from "../../../src/model/arch/llama-json.ts";
 
 const fixture = async (name: string) =>
   JSON.parse(await readFile(new URL(`../../fixtures/${name}/config.json`, import.meta.url), "utf8"));
@@ -30,6 +30,15 @@ const published = {
   tie_word_embeddings: true,
   torch_dtype: "bfloat16",
   vocab_size: 128256,
+};
+
+/** Llama 3.1's. */
+const LLAMA3 = {
+  factor: 8,
+  low_freq_factor: 1,
+  high_freq_factor: 4,
+  original_max_position_embeddings: 8192,
+  rope_type: "llama3",
 };
 
 describe("parseLlamaConfig", () => {
@@ -80,7 +89,7 @@ describe("parseLlamaConfig", () => {
   });
 
   const rows: [string, object, string][] = [
-    ["another architecture", { model_type: "qwen2" }, 'model_type: must be "llama": no other architecture'],
+    ["another architecture", { model_type: "qwen2" }, 'model_type: must be "llama"'],
     ["another head", { architectures: ["LlamaForTokenClassification"] }, "must name LlamaForCausalLM"],
     ["another activation", { hidden_act: "gelu" }, 'hidden_act: must be "silu"'],
     [
@@ -90,17 +99,22 @@ describe("parseLlamaConfig", () => {
     ],
     ["biases of the feed-forward", { mlp_bias: true }, "mlp_bias: must be false"],
     [
-      "scaled positions",
+      "scaling without its numbers",
       { rope_scaling: { factor: 32, rope_type: "llama3" } },
-      'rope_scaling.rope_type: must be "default": no scaling of positions is supported; got "llama3"',
+      "rope_scaling.low_freq_factor: must be a number; got nothing",
     ],
     [
-      "scaled positions, by the older key",
+      "scaling whose bounds cross",
+      { rope_scaling: { ...LLAMA3, high_freq_factor: 1 } },
+      "rope_scaling.high_freq_factor: must be larger than low_freq_factor",
+    ],
+    [
+      "scaled positions of another kind, by the older key",
       { rope_scaling: { type: "linear", factor: 2 } },
       "rope_scaling.type",
     ],
     [
-      "scaled positions, by the newer",
+      "scaled positions of another kind, by the newer",
       { rope_parameters: { rope_type: "yarn" } },
       "rope_parameters.rope_type",
     ],
