@@ -46,7 +46,12 @@ function planText({ name, files, bytes, present, omitted }: Extract<PullEvent, {
     `${printable(name)}: ${files} file${files === 1 ? "" : "s"}, ${byteSize(bytes)}${here}`,
     ...(omitted.length === 0
       ? []
-      : [`left out, the same in other formats: ${omitted.slice(0, 5).map((path) => printable(path)).join(", ")}${omitted.length > 5 ? `, and ${omitted.length - 5} more` : ""}`]),
+      : [
+          `left out, the same in other formats: ${omitted
+            .slice(0, 5)
+            .map((path) => printable(path))
+            .join(", ")}${omitted.length > 5 ? `, and ${omitted.length - 5} more` : ""}`,
+        ]),
   ];
 }
 
@@ -93,9 +98,15 @@ function lineView(output: Output): PullView {
   let written = performance.now();
   return {
     show(event) {
-      if (event.kind === "plan") output.write(planText(event).map((line) => `${line}\n`).join(""));
+      if (event.kind === "plan")
+        output.write(
+          planText(event)
+            .map((line) => `${line}\n`)
+            .join(""),
+        );
       else if (event.kind === "note") output.write(`${printable(event.text)}\n`);
-      else if (event.kind === "file") output.write(`done: ${printable(event.path)}, ${byteSize(event.bytes)}\n`);
+      else if (event.kind === "file")
+        output.write(`done: ${printable(event.path)}, ${byteSize(event.bytes)}\n`);
       else {
         const now = performance.now();
         speed.add(event.done, now);

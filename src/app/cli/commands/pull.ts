@@ -78,9 +78,15 @@ export function register(program: Command, io: Context): void {
         "HF_TOKEN opens private and gated models, HF_ENDPOINT names a mirror, HTTPS_PROXY, HTTP_PROXY and NO_PROXY the way out.",
     )
     .argument("<name>", "owner/model[:revision], model[:tag] or a short name")
-    .addOption(new Option("--from <hub>", "which hub, whatever the name looks like").choices(["hf", "ollama"]))
+    .addOption(
+      new Option("--from <hub>", "which hub, whatever the name looks like").choices(["hf", "ollama"]),
+    )
     .option("--revision <revision>", "branch, tag or commit of a Hugging Face model")
-    .option("--include <pattern>", "only files like this (* is any text, ? a character); may be repeated", several)
+    .option(
+      "--include <pattern>",
+      "only files like this (* is any text, ? a character); may be repeated",
+      several,
+    )
     .option("--exclude <pattern>", "no files like this; may be repeated", several)
     .option("--as <name>", "name in the store")
     .option("--endpoint <url>", "address of the hub")
@@ -93,6 +99,9 @@ export function register(program: Command, io: Context): void {
     ["pondera pull r1-1.5b", "DeepSeek-R1-Distill-Qwen-1.5B, 3.6 GB"],
     ["pondera pull deepseek-r1:1.5b", "the same in four bits, from Ollama, 1.1 GB"],
     ["pondera pull Qwen/Qwen2.5-0.5B-Instruct --revision main --exclude '*.md'", "any model of the hub"],
-    ["pondera pull bartowski/DeepSeek-R1-Distill-Qwen-7B-GGUF --include '*Q4_K_M*'", "one of many quantizations"],
+    [
+      "pondera pull bartowski/DeepSeek-R1-Distill-Qwen-7B-GGUF --include '*Q4_K_M*'",
+      "one of many quantizations",
+    ],
   ]);
 }
