@@ -25,6 +25,9 @@ export interface HubOptions {
   readonly onRetry?: RetryTeller;
 }
 
+/** Pages of a list: with the hub's pages, far more than {@link MOST_FILES}. */
+const MOST_PAGES = 2000;
+
 /** Bytes of one answer; a page of a tree has up to 1000 entries of some hundred bytes. */
 const MOST_BYTES = 16 * 2 ** 20;
 
@@ -114,7 +117,7 @@ async function listTree(
     entries.push(...parse(z.array(Entry), asked, value));
     url = nextPage(typeof headers.link === "string" ? headers.link : undefined, asked);
     const files = entries.filter(({ type }) => type === "file").length;
-    if (files > MOST_FILES || seen.size > MOST_FILES || (url !== undefined && seen.has(url.href))) {
+    if (files > MOST_FILES || seen.size > MOST_PAGES || (url !== undefined && seen.has(url.href))) {
       throw new FormatError({
         where: shownUrl(asked),
         rule: `must list at most ${MOST_FILES} files, each once`,

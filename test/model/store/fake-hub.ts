@@ -11,6 +11,7 @@ import {
   type Server,
   type ServerResponse,
 } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import type { AddressInfo } from "node:net";
 import { onTestFinished } from "vitest";
 
@@ -79,7 +80,8 @@ export class FakeHub {
   #hub!: Server;
   #storage!: Server;
 
-  static async start(): Promise<FakeHub> {
+  /** @param tls  key and certificate of the hub, where it is to speak https */
+  static async start(tls?: { readonly key: Buffer; readonly cert: Buffer }): Promise<FakeHub> {
     const fake = new FakeHub();
     const answer =
       (server: Seen["server"]): RequestListener =>
@@ -90,14 +92,20 @@ export class FakeHub {
         if (server === "hub") fake.#answerHub(seen, response);
         else fake.#answerStorage(seen, response);
       };
-    fake.#hub = await listen(createServer(answer("hub")));
+    fake.#hub = await listen(
+      tls === undefined ? createServer(answer("hub")) : createTlsServer(tls, answer("hub")),
+    );
     fake.#storage = await listen(createServer(answer("storage")));
     onTestFinished(() => fake.stop());
     return fake;
   }
 
+  get port(): number {
+    return (this.#hub.address() as AddressInfo).port;
+  }
+
   get url(): string {
-    return `http://127.0.0.1:${(this.#hub.address() as AddressInfo).port}`;
+    return `http://127.0.0.1:${this.port}`;
   }
 
   /** Another name for the same machine, so that it is another host also to who looks at names alone. */

@@ -1,11 +1,12 @@
-import { mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readdir, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
-import { Http, type Patience } from "../../../src/model/store/http.ts";
+import { Http } from "../../../src/model/store/http.ts";
 import { type PullEvent, type PullOptions, pullModel } from "../../../src/model/store/pull.ts";
 import { ModelStore } from "../../../src/model/store/store.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
 import { FakeHub, noise } from "./fake-hub.ts";
+import { contents, expected, HASTE, pullFrom } from "./pulling.ts";
 
 const WEIGHTS = noise(300_000);
 const FILES = {
@@ -28,42 +29,8 @@ beforeEach(async () => {
   events = [];
 });
 
-/** Hasty, so that a failing server fails in moments. */
-const HASTE: Partial<Patience> = {
-  firstDelayMs: 1,
-  mostDelayMs: 4,
-  attempts: 4,
-  stallMs: 300,
-  stallBytes: 100,
-  responseMs: 400,
-};
-
-async function pull(name: string, options: Partial<PullOptions> = {}) {
-  const http = new Http({ env: {}, patience: HASTE });
-  try {
-    return await pullModel(name, {
-      ...{ store, http, endpoint: hub.url, env: {}, segmentBytes: 50_000 },
-      onEvent: (event) => events.push(event),
-      ...options,
-    });
-  } finally {
-    http.close();
-  }
-}
-
-const contents = async (folder: string) => {
-  const files = (await readdir(folder, { recursive: true, withFileTypes: true })).filter((entry) =>
-    entry.isFile(),
-  );
-  const all = files.map(async (entry) => {
-    const path = join(entry.parentPath, entry.name);
-    return [path.slice(folder.length + 1).replaceAll("\\", "/"), await readFile(path)] as const;
-  });
-  return Object.fromEntries(await Promise.all(all));
-};
-
-const expected = (files: Record<string, Uint8Array | string>) =>
-  Object.fromEntries(Object.entries(files).map(([path, content]) => [path, Buffer.from(content)]));
+const pull = (name: string, options: Partial<PullOptions> = {}) =>
+  pullFrom(hub, name, { store, onEvent: (event) => events.push(event), ...options });
 
 describe("pulling from a Hugging Face hub", () => {
   it("brings every file of the commit, with its bytes, and leaves nothing else behind", async () => {
@@ -271,7 +238,7 @@ describe("pulling from a Hugging Face hub", () => {
   it("mends what has changed on the disk, when told to check", async () => {
     const { model } = await pull("Qwen/Tiny");
     const file = join(model.folder, "model.safetensors");
-    await (await import("node:fs/promises")).chmod(file, 0o644);
+    await chmod(file, 0o644);
     const bytes = await readFile(file);
     bytes[77]! ^= 1;
     await writeFile(file, bytes);

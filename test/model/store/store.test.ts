@@ -1,4 +1,5 @@
 import { chmod, lstat, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { ModelStore } from "../../../src/model/store/store.ts";
@@ -169,7 +170,7 @@ describe("removal", () => {
     await adoptAll(store, { b: "unused" });
     await writeFile(join(await store.partialFolder("sha256-1"), "data"), "half");
     await writeFile(join(await store.partialFolder("sha256-2"), "data"), "half");
-    const holder = { pid: process.pid, host: (await import("node:os")).hostname(), started: null };
+    const holder = { pid: process.pid, host: hostname(), started: null };
     await writeFile(await store.partialLock("sha256-2"), JSON.stringify(holder));
     expect(await store.prune()).toBeGreaterThanOrEqual(6);
     expect((await readdir(join(store.root, "partial"))).sort()).toEqual(["sha256-2", "sha256-2.lock"]);
