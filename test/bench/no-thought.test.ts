@@ -26,7 +26,7 @@ function puzzleOf(prompt: string): Puzzle {
 }
 
 const guesses = draw(task.explore, 600);
-const solutions = draw(task.demonstrate, 200);
+const solutions = draw(task.demonstrate, 600);
 
 /** The task's own verdict on a trace. */
 const judged = ({ prompt, completion }: Trace) =>
