@@ -127,7 +127,8 @@ export async function generateText(
   const stopIds = new Set(model.stopIds);
   const writings = Array.from(
     { length: samples },
-    (_, sample) => new Writing(new TextStream(model.tokenizer), stop, (piece) => onText?.(sample, piece)),
+    (_, sample) =>
+      new Writing(new TextStream(model.tokenizer, prompt), stop, (piece) => onText?.(sample, piece)),
   );
   // When every completion has ended by a stop text, the engine need not write on.
   const enough = new AbortController();
