@@ -1,5 +1,6 @@
-/** From what a person types to a model that writes: a model's folder, or a run's name or folder. */
+/** From what a person types to a model that writes: a model's folder or GGUF file, a run's name or folder, a pulled model. */
 
+import type { Stats } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
@@ -8,15 +9,19 @@ import { recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
+import { padHeads } from "../../model/checkpoint/pad-heads.ts";
 import { Engine } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
+import { tryModelName } from "../../model/store/name.ts";
 import type { SamplingArguments } from "./arguments.ts";
+import type { Io } from "./io.ts";
+import { openStore } from "./store.ts";
 
 export interface FoundModel {
   /** What people call it: the run's name, or the folder's. */
   readonly name: string;
-  /** Its folder, absolute. */
+  /** Its folder, or its GGUF file; absolute. */
   readonly folder: string;
   /** The run that trained it, where that is known. */
   readonly run?: RunView;
@@ -28,21 +33,33 @@ const exists = (path: string): Promise<boolean> =>
     () => false,
   );
 
-const isFolder = (path: string): Promise<boolean> =>
+const statOf = (path: string): Promise<Stats | undefined> =>
   stat(path).then(
-    (found) => found.isDirectory(),
-    () => false,
+    (found) => found,
+    () => undefined,
   );
 
 const MODEL = "model";
 
+/** A pulled model of that name. */
+async function findStored(name: string, env: Io["env"]): Promise<FoundModel | undefined> {
+  const parsed = tryModelName(name);
+  const stored = parsed && (await openStore({}, { env }).find(parsed));
+  return stored && { name: stored.name, folder: stored.path };
+}
+
 /**
- * The model that a person means: by its folder, by its run's folder, by its run's name under `runs`, or, without a name, the
- * newest run's.
+ * The model that a person means: by its folder or GGUF file, by its run's folder, by its run's name under `runs`, by the name it
+ * was pulled under, or, without a name, the newest run's.
  * @throws FileError when the folder holds no model, or the run none yet; ConfigError suggesting the nearest name of a run
  */
-export async function findModel(name: string | undefined, runs: string): Promise<FoundModel> {
+export async function findModel(
+  name: string | undefined,
+  runs: string,
+  { env }: Pick<Io, "env">,
+): Promise<FoundModel> {
   if (name !== undefined) {
+    if ((await statOf(name))?.isFile()) return { name: basename(name, ".gguf"), folder: resolve(name) };
     await recoverFolder(name);
     if (await exists(join(name, "config.json"))) {
       const folder = resolve(name);
@@ -53,8 +70,10 @@ export async function findModel(name: string | undefined, runs: string): Promise
       const run = await readRun(parent);
       return { name: run.manifest.name, folder, run };
     }
-    const looksLikePath = (await isFolder(name)) && !(await exists(join(name, "run.json")));
-    if (looksLikePath && !(await exists(join(runs, name, "run.json")))) {
+    const isRun = (await exists(join(name, "run.json"))) || (await exists(join(runs, name, "run.json")));
+    const stored = isRun ? undefined : await findStored(name, env);
+    if (stored !== undefined) return stored;
+    if (!isRun && (await statOf(name))?.isDirectory()) {
       throw new FileError({
         where: name,
         rule: "must be a model's folder, with config.json, or a run's, with run.json",
@@ -129,13 +148,25 @@ export interface OpenOptions {
   readonly positions: number;
 }
 
+/** The multiple of whose widths the decoding kernel takes heads. */
+const HEAD_STEP = 16;
+
+/** The same model in a form the engine decodes: heads that are too narrow are widened. */
+function decodable({
+  config,
+  tensors,
+}: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {
+  return config.modelType === "deepseek_v3" ? { config, tensors } : padHeads({ config, tensors }, HEAD_STEP);
+}
+
 /** @throws what loading the folder or the runtime throws */
 export async function openModel(model: ModelFolder, options: OpenOptions): Promise<OpenModel> {
   const { threads, slots, positions } = options;
   const runtime = await Runtime.create({ threads });
   const maxPositions = Math.min(positions, model.config.maxPositions);
-  const engine = new Engine(runtime, model.config, { slots, maxPositions });
-  engine.adopt(deviceWeights(runtime, model.tensors));
+  const { config, tensors } = decodable(model);
+  const engine = new Engine(runtime, config, { slots, maxPositions });
+  engine.adopt(deviceWeights(runtime, tensors));
   const dispose = async (): Promise<void> => {
     await engine.dispose();
     runtime.dispose();

@@ -179,7 +179,8 @@ function stopIdsOf(file: string, json: Readonly<Record<string, unknown>>): reado
   });
 }
 
-function checkVocabulary(where: string, config: ModelConfig, tokenizer: Tokenizer): void {
+/** @throws ConfigError when the tokenizer has ids beyond the model's */
+export function checkVocabulary(where: string, config: ModelConfig, tokenizer: Tokenizer): void {
   if (tokenizer.vocabSize <= config.vocabSize) return;
   throw new ConfigError({
     where: `${where}: vocab_size`,

@@ -8,8 +8,8 @@
 import { FormatError } from "../../base/errors.ts";
 import { hostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
+import { type GgufVocabulary, TOKEN_TYPES } from "../text/gguf.ts";
 import type { FloatSource } from "./float-source.ts";
-import { type GgufVocabulary, TOKEN_TYPES } from "./gguf/vocabulary.ts";
 import { openRanges, type RangeReader } from "./range-reader.ts";
 import { headRow } from "./rotary-rows.ts";
 

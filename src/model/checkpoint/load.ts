@@ -1,23 +1,19 @@
 /** A model from whatever a person has: a folder in Hugging Face layout, or a GGUF file. */
 
 import { stat } from "node:fs/promises";
-import { ConfigError, FormatError } from "../../base/errors.ts";
+import { FormatError } from "../../base/errors.ts";
 import { fileError, recoverFolder } from "../../base/files.ts";
 import { parseModelConfig } from "../arch/models.ts";
-import type { Tokenizer } from "../text/tokenizer.ts";
-import { loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
+import { tokenizerFromGguf } from "../text/gguf.ts";
+import { checkVocabulary, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
 import { openGgufModel } from "./gguf/model.ts";
-import type { GgufVocabulary } from "./gguf/vocabulary.ts";
 
 export interface LoadedModel extends ModelFolder {
   /** A GGUF file's Jinja template; a folder keeps its own in `tokenizer_config.json`. */
   readonly chatTemplate?: string;
 }
 
-/** Makes a tokenizer of a GGUF file's vocabulary. */
-export type OpenVocabulary = (vocabulary: GgufVocabulary) => Tokenizer;
-
-async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<LoadedModel> {
+async function loadGguf(file: string): Promise<LoadedModel> {
   await using model = await openGgufModel(file);
   const { vocabulary } = model;
   if (vocabulary === undefined) {
@@ -28,14 +24,8 @@ async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<L
     });
   }
   const { config, extra } = parseModelConfig(file, model.config);
-  const tokenizer = openVocabulary(vocabulary);
-  if (tokenizer.vocabSize > config.vocabSize) {
-    throw new ConfigError({
-      where: `${file}: tokenizer.ggml.tokens`,
-      rule: `must be at most the embedding's ${config.vocabSize} rows`,
-      got: `${tokenizer.vocabSize}`,
-    });
-  }
+  const tokenizer = tokenizerFromGguf(vocabulary);
+  checkVocabulary(file, config, tokenizer);
   const stops = [vocabulary.eosId ?? tokenizer.eosId, vocabulary.eotId];
   return {
     config,
@@ -51,9 +41,9 @@ async function loadGguf(file: string, openVocabulary: OpenVocabulary): Promise<L
 /**
  * A whole model.
  * @param path a folder, or a GGUF file
- * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and `openVocabulary`
+ * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and {@link tokenizerFromGguf}
  */
-export async function loadModel(path: string, openVocabulary: OpenVocabulary): Promise<LoadedModel> {
+export async function loadModel(path: string): Promise<LoadedModel> {
   const isThere = await stat(path).then(
     () => true,
     () => false,
@@ -66,5 +56,5 @@ export async function loadModel(path: string, openVocabulary: OpenVocabulary): P
   } catch (error) {
     throw fileError(path, "readable", error);
   }
-  return isFolder ? await loadModelFolder(path) : await loadGguf(path, openVocabulary);
+  return isFolder ? await loadModelFolder(path) : await loadGguf(path);
 }

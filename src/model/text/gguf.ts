@@ -20,32 +20,45 @@ import {
 import { SPACE, SpmTokenizer, type SpmVocabulary } from "./spm-tokenizer.ts";
 import type { Tokenizer, TokenizerFiles, TokenRoles } from "./tokenizer-files.ts";
 
+/** What a token is; `tokenTypes` holds these numbers. */
+export const TOKEN_TYPES = {
+  normal: 1,
+  unknown: 2,
+  control: 3,
+  userDefined: 4,
+  unused: 5,
+  byte: 6,
+} as const;
+
 /** The metadata under `tokenizer.` of a GGUF file. */
 export interface GgufVocabulary {
-  /** `gpt2`: byte-level byte-pair encoding; `llama`: SentencePiece's. */
+  /** `gpt2`: byte-level byte-pair encoding; `llama`: SentencePiece's; others exist. */
   readonly model: string;
-  /** Which pre-tokenizer; `gpt2` alone has one. */
+  /** Which pre-tokenizer (`llama-bpe`, `qwen2`, `deepseek-r1-qwen`, …); `gpt2` alone has one. */
   readonly pre?: string;
   /** By id: in byte characters (`gpt2`), or with ▁ for spaces (`llama`). */
   readonly tokens: readonly string[];
-  /** By id; needed by `llama`. */
-  readonly scores?: ArrayLike<number>;
-  /** By id, a number of {@link TOKEN_TYPES}. @default all normal */
-  readonly tokenTypes?: ArrayLike<number>;
+  /** By id, log-probabilities; needed by `llama`. */
+  readonly scores?: Float32Array;
+  /** By id, numbers of {@link TOKEN_TYPES}. @default all normal */
+  readonly tokenTypes?: Int32Array;
   /** Two tokens each with a space between, the first merged first; needed by `gpt2`. */
   readonly merges?: readonly string[];
   readonly bosId?: number;
   readonly eosId?: number;
+  /** Ends a turn of a chat. */
+  readonly eotId?: number;
   readonly unknownId?: number;
   /** @default the end token */
   readonly paddingId?: number;
   /** @default true of `llama` and of Llama 3's kind */
   readonly addBos?: boolean;
+  readonly addEos?: boolean;
   /** Whether text begins with a space, for `llama`. @default true */
   readonly addSpacePrefix?: boolean;
+  /** A Jinja template. */
+  readonly chatTemplate?: string;
 }
-
-const TOKEN_TYPES = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 
 const WHERE = "tokenizer.ggml";
 

@@ -15,8 +15,8 @@ function spm(pieces: Readonly<Record<string, number>>, change: Partial<GgufVocab
   return {
     model: "llama",
     tokens,
-    scores: [0, 0, 0, ...BYTES.map(() => 0), ...Object.values(pieces)],
-    tokenTypes: [2, 3, 3, ...BYTES.map(() => 6), ...Object.keys(pieces).map(() => 1)],
+    scores: Float32Array.from([0, 0, 0, ...BYTES.map(() => 0), ...Object.values(pieces)]),
+    tokenTypes: Int32Array.from([2, 3, 3, ...BYTES.map(() => 6), ...Object.keys(pieces).map(() => 1)]),
     unknownId: 0,
     bosId: 1,
     eosId: 2,
@@ -63,7 +63,8 @@ describe("SentencePiece vocabularies", () => {
 
   it("use the unknown token where there are no bytes, or say what they lack", () => {
     const tokens = ["<unk>", "<s>", "</s>", "▁", "a"];
-    const bare = { model: "llama", tokens, scores: [0, 0, 0, -1, -2], tokenTypes: [2, 3, 3, 1, 1], eosId: 2 };
+    const scores = Float32Array.from([0, 0, 0, -1, -2]);
+    const bare = { model: "llama", tokens, scores, tokenTypes: Int32Array.from([2, 3, 3, 1, 1]), eosId: 2 };
     expect(tokenizerFromGguf({ ...bare, unknownId: 0 }).encode("aé")).toEqual([3, 4, 0]);
     expect(() => tokenizerFromGguf(bare).encode("aé")).toThrow('tokenizer\'s vocabulary; got "é"');
   });
@@ -137,7 +138,7 @@ function bpe(pre: string | undefined, change: Partial<GgufVocabulary> = {}): Ggu
     model: "gpt2",
     ...(pre === undefined ? {} : { pre }),
     tokens: [...BYTE_CHARACTERS, "11", "<|end|>", "Ġa", "12"],
-    tokenTypes: [...BYTE_CHARACTERS.map(() => 1), 1, 3, 1, 1],
+    tokenTypes: Int32Array.from([...BYTE_CHARACTERS.map(() => 1), 1, 3, 1, 1]),
     merges: ["1 1", "Ġ a", "1 2"],
     eosId: 257,
     bosId: 257,
@@ -197,7 +198,7 @@ describe("byte-pair vocabularies of GGUF files", () => {
       ],
       [bpe("gpt-2", { tokens: ["a", "a"] }), FormatError, 'must differ from each other; got "a" for 0 and 1'],
       [
-        spm(PIECES, { scores: new Array(300).fill(Number.NaN) }),
+        spm(PIECES, { scores: new Float32Array(300).fill(Number.NaN) }),
         FormatError,
         "scores: must be a number for each",
       ],

@@ -4,8 +4,11 @@ import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { gguf } from "@huggingface/gguf";
 import { describe, expect, it } from "vitest";
+import { Metadata } from "../../../src/model/checkpoint/gguf/metadata.ts";
+import { openGguf } from "../../../src/model/checkpoint/gguf/reader.ts";
+import { readVocabulary } from "../../../src/model/checkpoint/gguf/vocabulary.ts";
+import { readLlama2cTokenizer } from "../../../src/model/checkpoint/llama2c.ts";
 import { type GgufVocabulary, tokenizerFromGguf } from "../../../src/model/text/gguf.ts";
 import { loadTokenizer, type Tokenizer } from "../../../src/model/text/tokenizer.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
@@ -57,31 +60,9 @@ describe.skipIf(!existsSync(DEEPSEEK))("DeepSeek-V3's tokenizer", async () => {
 
 const STORIES = shared("weights/stories260K");
 
-/** The vocabulary of llama2.c: the longest token's length, then score, length and bytes of each. */
-function readLlama2c(file: string): GgufVocabulary {
-  const bytes = readFileSync(file);
-  const tokens: string[] = [];
-  const scores: number[] = [];
-  for (let at = 4; at < bytes.length; ) {
-    scores.push(bytes.readFloatLE(at));
-    const length = bytes.readInt32LE(at + 4);
-    const text = bytes.toString("utf8", at + 8, at + 8 + length).trimEnd();
-    at += 8 + length;
-    // Its own spelling: spaces for ▁, and control tokens between line breaks.
-    tokens.push(
-      bytes
-        .toString("utf8", at - length, at)
-        .replaceAll(" ", "▁")
-        .replace(/^\n(<\/?s>)\n$/, "$1") || text,
-    );
-  }
-  const tokenTypes = tokens.map((token, id) => (id === 0 ? 2 : id < 3 ? 3 : /^<0x..>$/.test(token) ? 6 : 1));
-  return { model: "llama", tokens, scores, tokenTypes, unknownId: 0, bosId: 1, eosId: 2 };
-}
-
 describe.skipIf(!existsSync(STORIES))("the tokenizer of stories260K", () => {
-  it("reads and writes the story that the model tells", () => {
-    const tokenizer = tokenizerFromGguf(readLlama2c(join(STORIES, "tok512.bin")));
+  it("reads and writes the story that the model tells", async () => {
+    const tokenizer = tokenizerFromGguf(await readLlama2cTokenizer(join(STORIES, "tok512.bin"), 512));
     const story = JSON.parse(readFileSync(join(STORIES, "expected.json"), "utf8")) as {
       greedy_ids: number[];
       text_256_steps: string;
@@ -94,25 +75,9 @@ describe.skipIf(!existsSync(STORIES))("the tokenizer of stories260K", () => {
   });
 });
 
-/** The metadata of a GGUF file, as another reader gives it. */
-async function readVocabulary(file: string): Promise<GgufVocabulary> {
-  const { metadata } = await gguf(file, { allowLocalFile: true });
-  const all = metadata as unknown as Readonly<Record<string, unknown>>;
-  const get = <T>(name: string): T => all[`tokenizer.ggml.${name}`] as T;
-  const named = {
-    pre: get<string>("pre"),
-    scores: get<number[]>("scores"),
-    tokenTypes: get<number[]>("token_type"),
-    merges: get<string[]>("merges"),
-    bosId: get<number>("bos_token_id"),
-    eosId: get<number>("eos_token_id"),
-    unknownId: get<number>("unknown_token_id"),
-    paddingId: get<number>("padding_token_id"),
-    addBos: get<boolean>("add_bos_token"),
-    addSpacePrefix: get<boolean>("add_space_prefix"),
-  };
-  const given = Object.entries(named).filter(([, value]) => value !== undefined);
-  return { model: get<string>("model"), tokens: get<string[]>("tokens"), ...Object.fromEntries(given) };
+async function vocabularyIn(file: string): Promise<GgufVocabulary> {
+  await using opened = await openGguf(file);
+  return readVocabulary(new Metadata(opened))!;
 }
 
 const LLAMACPP = shared("tokenizer-llamacpp");
@@ -124,7 +89,7 @@ const vocabularies = existsSync(LLAMACPP)
 
 describe.each(vocabularies)("%s, as llama.cpp tests it", async (name) => {
   const file = join(LLAMACPP, name);
-  const vocabulary = await readVocabulary(file);
+  const vocabulary = await vocabularyIn(file);
   const tokenizer = tokenizerFromGguf(vocabulary);
   const texts = readFileSync(`${file}.inp`, "utf8").split("\n__ggml_vocab_test__\n").slice(0, -1);
   const answers = readFileSync(`${file}.out`, "utf8")

@@ -9,7 +9,7 @@ import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } fro
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Judged } from "../../../learn/tasks/task.ts";
 import { parameterCount } from "../../../model/arch/models.ts";
-import { loadModelFolder } from "../../../model/checkpoint/folder.ts";
+import { loadModel } from "../../../model/checkpoint/load.ts";
 import { generateText } from "../../../model/engine/text.ts";
 import { compact } from "../../format.ts";
 import { AnswerView } from "../answer-view.ts";
@@ -233,8 +233,8 @@ export async function chat(
   io: Context,
   signals: EventEmitter = process,
 ): Promise<void> {
-  const found = await findModel(name, options.runs);
-  const folder = await loadModelFolder(found.folder);
+  const found = await findModel(name, options.runs, io);
+  const folder = await loadModel(found.folder);
   const prompts = found.run === undefined ? undefined : await promptsOf(found.run);
   const maxNewTokens = newTokensFor(folder, options.maxNewTokens);
   // A prompt may be as long as the answer, or as a page; more only takes memory.

@@ -15,7 +15,8 @@ import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
 import { jsonl } from "../../../learn/tasks/jsonl.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
-import { loadModelFolder, type ModelFolder } from "../../../model/checkpoint/folder.ts";
+import type { ModelFolder } from "../../../model/checkpoint/folder.ts";
+import { loadModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { compact, percent } from "../../format.ts";
 import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
@@ -167,8 +168,8 @@ function summaryLines(summary: EvalSummary, seconds: number, tokens: number): st
 }
 
 async function evaluateModel(name: string | undefined, options: EvalOptions, io: Context): Promise<void> {
-  const found = await findModel(name, options.runs);
-  const model = await loadModelFolder(found.folder);
+  const found = await findModel(name, options.runs, io);
+  const model = await loadModel(found.folder);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
   const { samples, seed, threads } = options;
   // As the model was measured when it was trained, so that measuring again gives the same number.

@@ -1,16 +1,24 @@
-/** `pondera export`: a model as a folder that other programs load. */
+/** `pondera export`: a model as a folder or a file that other programs load. */
 
-import { readdir } from "node:fs/promises";
-import { relative, resolve } from "node:path";
+import { readdir, stat } from "node:fs/promises";
+import { basename, relative, resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError, FileError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
-import { loadModelFolder, saveModelFolder } from "../../../model/checkpoint/folder.ts";
+import { saveModelFolder } from "../../../model/checkpoint/folder.ts";
+import type { WritableType } from "../../../model/checkpoint/gguf/quantize.ts";
+import { saveModelGguf } from "../../../model/checkpoint/gguf/save.ts";
+import { loadModel } from "../../../model/checkpoint/load.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, write, writeJson } from "../io.ts";
-import { findModel } from "../model.ts";
+import { type FoundModel, findModel } from "../model.ts";
+
+const FORMATS = ["hf", "gguf"] as const;
+const TYPES = ["F32", "F16", "Q8_0", "Q4_0"] as const satisfies readonly WritableType[];
 
 interface ExportOptions {
+  readonly format: (typeof FORMATS)[number];
+  readonly type?: WritableType;
   readonly out: string;
   readonly runs: string;
   readonly force?: true;
@@ -53,26 +61,69 @@ async function checkTarget(out: string, force: boolean): Promise<void> {
   });
 }
 
+/** @throws FileError when there is something that nobody asked to replace, or that is no GGUF file */
+async function checkTargetFile(out: string, force: boolean): Promise<void> {
+  const found = await stat(out).catch(() => undefined);
+  if (found === undefined) return;
+  const replaceable = found.isFile() && /\.gguf$/i.test(out);
+  if (force && replaceable) return;
+  throw new FileError({
+    where: out,
+    rule: "must be absent",
+    got: found.isFile() ? "a file" : "a folder",
+    remedy: replaceable ? "Choose another, or replace it with --force" : "Choose another",
+  });
+}
+
 async function exportModel(name: string | undefined, options: ExportOptions, io: Context): Promise<void> {
-  const found = await findModel(name, options.runs);
-  const out = resolve(options.out);
-  const fromSource = relative(found.folder, out);
-  if (fromSource === "") {
-    throw new ConfigError({ where: "--out", rule: "must not be the model's own folder", got: options.out });
+  const { format } = options;
+  if (options.type !== undefined && format !== "gguf") {
+    throw new ConfigError({
+      where: "--type",
+      rule: "is for --format gguf: folders are float32",
+      got: options.type,
+    });
   }
-  await checkTarget(out, options.force === true);
-  await saveModelFolder(out, await loadModelFolder(found.folder));
-  const files = (await readdir(out)).sort();
-  if (options.json) return writeJson(io.stdout, { model: found.folder, format: "hf", out, files });
+  const found = await findModel(name, options.runs, io);
+  const out = resolve(options.out);
+  if (relative(found.folder, out) === "") {
+    throw new ConfigError({ where: "--out", rule: "must not be the model itself", got: options.out });
+  }
+  const force = options.force === true;
+  const lines =
+    format === "gguf" ? await toGguf(found, out, options, force) : await toFolder(found, out, force);
+  const files = lines.files;
+  if (options.json) return writeJson(io.stdout, { model: found.folder, format, out, files });
   await write(
     io.stdout,
-    [
-      `${found.name} → ${out}`,
-      ...files.map((file) => `  ${file}`),
-      `In Python: transformers.AutoModelForCausalLM.from_pretrained(${JSON.stringify(out)})`,
-      "",
-    ].join("\n"),
+    [`${found.name} → ${out}`, ...files.map((file) => `  ${file}`), lines.next, ""].join("\n"),
   );
+}
+
+interface Exported {
+  readonly files: readonly string[];
+  /** What to do with it. */
+  readonly next: string;
+}
+
+async function toFolder(found: FoundModel, out: string, force: boolean): Promise<Exported> {
+  await checkTarget(out, force);
+  await saveModelFolder(out, await loadModel(found.folder));
+  return {
+    files: (await readdir(out)).sort(),
+    next: `In Python: transformers.AutoModelForCausalLM.from_pretrained(${JSON.stringify(out)})`,
+  };
+}
+
+async function toGguf(
+  found: FoundModel,
+  out: string,
+  { type = "F16" }: ExportOptions,
+  force: boolean,
+): Promise<Exported> {
+  await checkTargetFile(out, force);
+  await saveModelGguf(out, await loadModel(found.folder), { type, name: found.name });
+  return { files: [basename(out)], next: `With llama.cpp: llama-cli -m ${JSON.stringify(out)}` };
 }
 
 export function register(program: Command, io: Context): void {
@@ -80,16 +131,23 @@ export function register(program: Command, io: Context): void {
     .command("export")
     .summary("write a model where other programs find it")
     .description(
-      "Writes a model as a folder in Hugging Face layout, float32, which transformers, vLLM and llama.cpp load. The folder " +
-        "appears whole or not at all.",
+      "Writes a model as a folder in Hugging Face layout, float32, which transformers and vLLM load, or as a GGUF file, which " +
+        "llama.cpp runs. It appears whole or not at all.",
     )
-    .argument("[model]", "a run's name or folder, or a model's folder; the newest run if left out")
+    .argument(
+      "[model]",
+      "a run's name or folder, or a model's folder, file or name; the newest run if left out",
+    )
     .addOption(
-      new Option("--format <format>", "hf: config.json, model.safetensors and the tokenizer's files")
-        .choices(["hf"])
+      new Option(
+        "--format <format>",
+        "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file",
+      )
+        .choices(FORMATS)
         .default("hf"),
     )
-    .requiredOption("--out <folder>", "where to write it; must be absent or empty")
+    .addOption(new Option("--type <type>", "of the matrices of a GGUF file; F16 if left out").choices(TYPES))
+    .requiredOption("--out <path>", "where to write it; must be absent, or an empty folder")
     .option(...RUNS_OPTION)
     .option("--force", "replace the model that is there")
     .option("--json", "what was written, as one object")
@@ -97,5 +155,6 @@ export function register(program: Command, io: Context): void {
   withExamples(command, [
     ["pondera export --out ./my-model", "the newest run's model"],
     ["pondera export my-run --format hf --out ./my-model --force", "a certain run's, over what was there"],
+    ["pondera export --format gguf --type Q8_0 --out ./my-model.gguf", "for llama.cpp, in 8 bits"],
   ]);
 }

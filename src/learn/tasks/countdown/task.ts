@@ -7,6 +7,7 @@ import {
   COUNTDOWN_ALPHABET,
   COUNTDOWN_TOKENS,
   demonstrate,
+  drill,
   EXPLORE_DEFAULTS,
   type ExploreOptions,
   explorationPuzzle,
@@ -62,6 +63,9 @@ const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
   prompt: puzzlePrompt(puzzle),
   row: puzzle,
 });
+
+/** Share of what a base reads that is sums apart from puzzles. */
+const DRILL_SHARE = 0.3;
 
 /** Draws in a row that may all repeat a puzzle before a split counts as exhausted. */
 const MOST_REPEATS = 2_000;
@@ -124,10 +128,13 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       weights: { accuracy: 1, format: formatWeight },
       ...(use === undefined ? {} : { use }),
     }),
-    explore: (random) => explore(explorationPuzzle(random, game, options.explore), random, options.explore),
+    explore: (random) =>
+      random.uniform() < DRILL_SHARE
+        ? drill(random, game.numbers, options.explore)
+        : explore(explorationPuzzle(random, game, options.explore), random, options.explore),
     demonstrate: (random) => {
       for (;;) {
-        const trace = demonstrate(draw(random), random, options.explore);
+        const trace = demonstrate(draw(random), options.explore);
         if (trace !== undefined) return trace;
       }
     },

@@ -1,11 +1,18 @@
 /**
  * What a model may have read about Countdown before it is taught: thoughts that go through the game as a tree, each value
  * worked out step by step and checked against the target. A line takes some steps and then tries every way to finish
- * from there; the next line has gone back.
+ * from there; the next line has gone back. Results that would be too large are not tried. Division always is, and fails
+ * without a result where that would not be whole: whether two numbers divide is decided where both have been read.
  *
  * ```
- * <think>27+15=42: 42+12=54✗ 42-12=30✗
- * 15-12=3: 27+3=30✗ 27*3=81✓
+ * <think>27+15=42: 42+12=54✗ 42-12=30✗ 42/12✗
+ * 27-15=12: 12+12=24✗ 12-12=0✗ 12*12=144✗ 12/12=1✗
+ * 27/15✗
+ * 27+12=39: 39+15=54✗ 39-15=24✗ 39/15✗
+ * 27-12=15: 15+15=30✗ 15-15=0✗ 15/15=1✗
+ * 27/12✗
+ * 15+12=27: 27+27=54✗ 27-27=0✗ 27/27=1✗
+ * 15-12=3: 27+3=30✗ 27-3=24✗ 27*3=81✓
  * </think><answer>27*(15-12)</answer>
  * ```
  *
@@ -44,7 +51,7 @@ export interface ExploreOptions {
 
 export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   largest: 198,
-  skip: 0.1,
+  skip: 0.03,
   stopAfterMiss: 0.12,
   stopAfterHit: 0.5,
   answerLast: 0.6,
@@ -54,7 +61,7 @@ export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
 const MOST_PASSES = 2;
 
 /** Share of two-number puzzles in what is explored. */
-const SMALL_SHARE = 0.5;
+const SMALL_SHARE = 0.3;
 
 /**
  * Numbers from 10 up are one token each, as in the vocabularies of large models: sums become facts about tokens. So are
@@ -66,12 +73,12 @@ export const COUNTDOWN_TOKENS: readonly string[] = [
   ": ",
 ];
 
-/** One way to use all numbers: the steps that lead to it, the last step, the expression they make, and its value. */
+/** One way to use all numbers, or a step that fails: the steps that lead to it, and itself. */
 export interface Try {
   readonly path: readonly string[];
   readonly last: string;
-  readonly expression: string;
-  readonly value: number;
+  /** What it makes, where it is the last step and does not fail. */
+  readonly made?: { readonly expression: string; readonly value: number };
 }
 
 interface Term {
@@ -83,64 +90,68 @@ interface Term {
 
 interface Step {
   readonly line: string;
-  readonly term: Term;
+  /** Undefined for one that fails. */
+  readonly term: Term | undefined;
 }
 
 const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
 
-/** What joins two terms, the larger first: whole, non-negative results up to `largest`. */
+/**
+ * What joins two terms, the larger first, in the order + − × ÷: non-negative results up to `largest`, and quotients that are
+ * not whole, which fail.
+ */
 function stepsOf(x: Term, y: Term, largest: number): Step[] {
   const [a, b] = x.value >= y.value ? [x, y] : [y, x];
-  const step = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
+  const made = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
     line: `${a.value}${operator}${b.value}=${value}`,
     term: { value, text: `${left}${operator}${right}`, level },
   });
-  const steps = [
-    step("+", a.value + b.value, 2, a.text, b.text),
-    step("-", a.value - b.value, 2, a.text, bracket(b, 1)),
-    step("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
-  ].filter(({ term }) => term.value <= largest);
-  if (b.value > 0 && a.value % b.value === 0) {
-    steps.push(step("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)));
-  }
-  return steps;
+  const quotient = a.value / b.value;
+  return [
+    made("+", a.value + b.value, 2, a.text, b.text),
+    made("-", a.value - b.value, 2, a.text, bracket(b, 1)),
+    made("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
+    Number.isInteger(quotient)
+      ? made("/", quotient, 1, bracket(a, 1), bracket(b, 0))
+      : { line: `${a.value}/${b.value}`, term: undefined },
+  ].filter(({ term }) => term === undefined || term.value <= largest);
 }
 
 /**
- * All tries of some numbers, depth first: pairs in random order, operators in the order + − × ÷.
+ * All tries of some numbers, depth first: pairs in the order of the numbers, operators in the order + − × ÷.
  * @param keep  decides of each step whether it is taken
  */
 function* walk(
   terms: readonly Term[],
-  random: Random,
   largest: number,
   keep: () => boolean,
   path: readonly string[] = [],
 ): Generator<Try> {
   const pairs = terms.flatMap((_, i) => terms.slice(i + 1).map((_, k) => [i, i + 1 + k] as const));
-  for (const [i, j] of random.shuffle(pairs)) {
+  for (const [i, j] of pairs) {
     const rest = terms.filter((_, k) => k !== i && k !== j);
     for (const { line, term } of stepsOf(terms[i]!, terms[j]!, largest)) {
       if (!keep()) continue;
-      if (rest.length > 0) yield* walk([...rest, term], random, largest, keep, [...path, line]);
-      else yield { path, last: line, expression: term.text, value: term.value };
+      if (term === undefined) yield { path, last: line };
+      else if (rest.length > 0) yield* walk([...rest, term], largest, keep, [...path, line]);
+      else yield { path, last: line, made: { expression: term.text, value: term.value } };
     }
   }
 }
 
-const termsOf = (numbers: readonly number[]): Term[] =>
-  numbers.map((value) => ({ value, text: `${value}`, level: 0 }));
+const number = (value: number): Term => ({ value, text: `${value}`, level: 0 });
+const termsOf = (numbers: readonly number[]): Term[] => numbers.map(number);
 
 /** The thought and the answer as a model writes them: tries with the same path share a line. */
 export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string): Trace {
   let thought = "";
   let line: string | undefined;
-  for (const { path, last, value } of tries) {
+  for (const { path, last, made } of tries) {
     const start = path.length === 0 ? "" : `${path.join(" ")}: `;
     if (line !== start) thought += line === undefined ? start : `\n${start}`;
     else thought += " ";
     line = start;
-    thought += `${last}${value === puzzle.target ? HIT : MISS}`;
+    thought += `${last}${made?.value === puzzle.target ? HIT : MISS}`;
   }
   return {
     prompt: puzzlePrompt(puzzle),
@@ -152,15 +163,19 @@ export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string
 export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace {
   const { largest, skip, stopAfterMiss, stopAfterHit, answerLast } = { ...EXPLORE_DEFAULTS, ...options };
   const tries: Try[] = [];
+  const values: { expression: string; value: number }[] = [];
   const terms = termsOf(puzzle.numbers);
-  for (let pass = 0, stopped = false; !stopped && (pass < MOST_PASSES || tries.length === 0); pass++) {
-    for (const attempt of walk(terms, random, largest, () => random.uniform() >= skip)) {
+  for (let pass = 0, stopped = false; !stopped && (pass < MOST_PASSES || values.length === 0); pass++) {
+    for (const attempt of walk(terms, largest, () => random.uniform() >= skip)) {
       tries.push(attempt);
-      stopped = random.uniform() < (attempt.value === puzzle.target ? stopAfterHit : stopAfterMiss);
+      const { made } = attempt;
+      if (made === undefined) continue;
+      values.push(made);
+      stopped = random.uniform() < (made.value === puzzle.target ? stopAfterHit : stopAfterMiss);
       if (stopped) break;
     }
   }
-  const answer = random.uniform() < answerLast ? tries.at(-1)! : random.pick(tries);
+  const answer = random.uniform() < answerLast ? values.at(-1)! : random.pick(values);
   return writeTrace(puzzle, tries, answer.expression);
 }
 
@@ -168,12 +183,13 @@ export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions 
  * A good trace: the same walk, which goes on until a check says yes and answers what was checked.
  * @returns undefined when no try within `largest` makes the target
  */
-export function demonstrate(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace | undefined {
+export function demonstrate(puzzle: Puzzle, options: ExploreOptions = {}): Trace | undefined {
   const { largest } = { ...EXPLORE_DEFAULTS, ...options };
   const tries: Try[] = [];
-  for (const attempt of walk(termsOf(puzzle.numbers), random, largest, () => true)) {
+  for (const attempt of walk(termsOf(puzzle.numbers), largest, () => true)) {
     tries.push(attempt);
-    if (attempt.value === puzzle.target) return writeTrace(puzzle, tries, attempt.expression);
+    const { made } = attempt;
+    if (made?.value === puzzle.target) return writeTrace(puzzle, tries, made.expression);
   }
   return undefined;
 }
@@ -194,7 +210,8 @@ export function explorationPuzzle(
       random.uniform() < SMALL_SHARE
         ? pairToExplore(random, range, largest)
         : Array.from({ length: random.pick(game.counts) }, () => within(range, random));
-    const values = [...walk(termsOf(numbers), random, largest, () => true)].map(({ value }) => value);
+    const tries = [...walk(termsOf(numbers), largest, () => true)];
+    const values = tries.flatMap(({ made }) => (made === undefined ? [] : [made.value]));
     const puzzle = { numbers, target: random.pick(values) };
     if (puzzle.target >= goal.min && puzzle.target <= goal.max && splitOf(puzzle) === "train") return puzzle;
   }
@@ -214,4 +231,38 @@ function pairToExplore(random: Random, range: Range, largest: number): number[] 
   };
   const numbers = random.uniform() < 0.5 ? [within(range, random), within(range, random)] : pair();
   return random.shuffle(numbers);
+}
+
+/** Sums of a drill. */
+const DRILL_LENGTH = 16;
+
+/**
+ * Sums apart from any puzzle, those that walks seldom meet as often as the rest: half are divisions, of which half have no
+ * remainder and a quarter nearly none. Numbers as the puzzles have them come as often as those on the way.
+ */
+export function drill(random: Random, range: Range, options: ExploreOptions = {}): Trace {
+  const { largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const one = (): string => {
+    const most = random.uniform() < 0.5 ? largest : Math.min(range.max, largest);
+    const small = within({ min: 2, max: Math.floor(Math.sqrt(most)) }, random);
+    const other = within({ min: small, max: Math.floor(most / small) }, random);
+    const product = small * other;
+    const divisor = random.pick([small, other]);
+    const kind = random.uniform();
+    const [operator, left, right] =
+      kind < 0.25
+        ? [random.pick(["+", "-"]), within({ min: 1, max: most }, random), within(range, random)]
+        : kind < 0.5
+          ? ["*", small, other]
+          : kind < 0.75
+            ? ["/", product, divisor]
+            : kind < 0.875
+              ? ["/", product + within({ min: 1, max: divisor - 1 }, random), divisor]
+              : ["/", within({ min: 1, max: most }, random), within(range, random)];
+    const step = stepsOf(number(Math.min(left, most)), number(right), largest).find(({ line }) =>
+      line.includes(operator),
+    );
+    return step === undefined ? one() : step.term === undefined ? `${step.line}${MISS}` : step.line;
+  };
+  return { prompt: "", completion: Array.from({ length: DRILL_LENGTH }, one).join(" ") };
 }

@@ -5,10 +5,10 @@
  * @source github.com/ggml-org/llama.cpp, conversion/base.py, llama.py, deepseek.py (the same mapping, the other way)
  */
 
+import type { GgufVocabulary } from "../../text/gguf.ts";
 import type { Metadata } from "./metadata.ts";
 import { GGUF_ARCHITECTURES, type GgufArchitecture, isGgufArchitecture } from "./names.ts";
 import type { GgufTensorInfo } from "./reader.ts";
-import type { GgufVocabulary } from "./vocabulary.ts";
 
 type Json = Record<string, unknown>;
 

@@ -7,8 +7,8 @@
 
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
+import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
 import type { TokenizerFiles } from "../../text/tokenizer-files.ts";
-import { type GgufVocabulary, TOKEN_TYPES } from "./vocabulary.ts";
 
 const SPACE = "▁";
 

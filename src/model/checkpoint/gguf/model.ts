@@ -3,6 +3,7 @@
 import { FormatError } from "../../../base/errors.ts";
 import { type HostArray, hostArray } from "../../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../../compute/tensor/shape.ts";
+import type { GgufVocabulary } from "../../text/gguf.ts";
 import type { FloatSource } from "../float-source.ts";
 import { headRow } from "../rotary-rows.ts";
 import { architectureOf, ggufConfig } from "./config.ts";
@@ -11,7 +12,7 @@ import { Metadata } from "./metadata.ts";
 import { FREQUENCY_FACTORS, type NamedRecipe, type Recipe, tensorRecipes } from "./names.ts";
 import { type GgufFile, type GgufTensorInfo, openGguf } from "./reader.ts";
 import { type BlockLayout, type GgmlType, layoutOf } from "./types.ts";
-import { type GgufVocabulary, readVocabulary } from "./vocabulary.ts";
+import { readVocabulary } from "./vocabulary.ts";
 
 /** A matrix as the file stores it. */
 export interface QuantizedTensor {

@@ -4,14 +4,22 @@
  * @source github.com/ggml-org/llama.cpp, conversion/base.py, llama.py, qwen.py
  */
 
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import type { HostArray } from "../../../compute/tensor/host.ts";
+import { modelConfigJson, type ParsedModelConfig } from "../../arch/models.ts";
+import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
+import type { Tokenizer } from "../../text/tokenizer.ts";
+import { readTokenizerFiles, tokenizerPaths } from "../../text/tokenizer-files.ts";
 import { pairsTogether } from "../rotary-rows.ts";
 import { llama3Factors } from "./config.ts";
+import { vocabularyFromTokenizer } from "./from-tokenizer.ts";
 import { FREQUENCY_FACTORS, ggufNameOf } from "./names.ts";
 import { quantize, typeForRow, type WritableType } from "./quantize.ts";
-import { type GgufVocabulary, TOKEN_TYPES, vocabularyMetadata } from "./vocabulary.ts";
+import { vocabularyMetadata } from "./vocabulary.ts";
 import { type WritableTensor, type WritableValue, writeGguf } from "./writer.ts";
 
 const count = z.int().positive();
@@ -206,4 +214,43 @@ export async function saveGguf(
     });
   }
   await writeGguf(file, metadata, tensors);
+}
+
+/** The vocabulary of a tokenizer, by way of the files that it writes. */
+async function vocabularyOf(tokenizer: Tokenizer): Promise<GgufVocabulary> {
+  const folder = await mkdtemp(join(tmpdir(), "pondera-"));
+  try {
+    await tokenizer.save(folder);
+    return vocabularyFromTokenizer(await readTokenizerFiles(folder), tokenizerPaths(folder));
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/**
+ * As {@link saveGguf}, of a model that has been loaded or trained.
+ * @throws moreover what {@link vocabularyFromTokenizer} throws; ConfigError on a DeepSeek model
+ */
+export async function saveModelGguf(
+  file: string,
+  model: ParsedModelConfig & {
+    readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
+    readonly tokenizer: Tokenizer;
+    /** Where the tokenizer's files have none of their own. */
+    readonly chatTemplate?: string;
+  },
+  options: GgufOptions,
+): Promise<void> {
+  const { chatTemplate, tensors } = model;
+  const vocabulary = await vocabularyOf(model.tokenizer);
+  const template = vocabulary.chatTemplate ?? chatTemplate;
+  await saveGguf(
+    file,
+    {
+      config: modelConfigJson(model),
+      tensors,
+      vocabulary: { ...vocabulary, ...(template === undefined ? {} : { chatTemplate: template }) },
+    },
+    options,
+  );
 }

@@ -5,45 +5,9 @@
  * @source github.com/ggml-org/ggml, docs/gguf.md, "Tokenizer"; github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py
  */
 
+import type { GgufVocabulary } from "../../text/gguf.ts";
 import type { Metadata } from "./metadata.ts";
 import type { WritableValue } from "./writer.ts";
-
-/** What a token is; `tokenTypes` holds these numbers. */
-export const TOKEN_TYPES = {
-  normal: 1,
-  unknown: 2,
-  control: 3,
-  userDefined: 4,
-  unused: 5,
-  byte: 6,
-} as const;
-
-export interface GgufVocabulary {
-  /** `gpt2` is byte-level BPE, `llama` is SentencePiece; others exist. */
-  readonly model: string;
-  /** Which rules split text before BPE: `llama-bpe`, `qwen2`, `deepseek-r1-qwen`, … */
-  readonly pre?: string;
-  /** By id. Byte-level tokens in GPT-2's alphabet, SentencePiece's with ▁ for spaces. */
-  readonly tokens: readonly string[];
-  /** By id; SentencePiece's log-probabilities. */
-  readonly scores?: Float32Array;
-  /** By id, numbers of {@link TOKEN_TYPES}. */
-  readonly tokenTypes?: Int32Array;
-  /** Best first, each two tokens with a space between. */
-  readonly merges?: readonly string[];
-  readonly bosId?: number;
-  readonly eosId?: number;
-  /** Ends a turn of a chat. */
-  readonly eotId?: number;
-  readonly unknownId?: number;
-  readonly paddingId?: number;
-  readonly addBos?: boolean;
-  readonly addEos?: boolean;
-  /** SentencePiece: whether a space is put before the text. */
-  readonly addSpacePrefix?: boolean;
-  /** A Jinja template. */
-  readonly chatTemplate?: string;
-}
 
 const at = (name: string) => `tokenizer.ggml.${name}`;
 

@@ -55,6 +55,34 @@ describe("pondera export", () => {
     }
   });
 
+  it("writes a GGUF file that pondera loads and writes the same text with", async () => {
+    await makeRun({ root, name: "one", model: parrot("12+3=45") });
+    const file = join(root, "one.gguf");
+    const argv = ["export", "--runs", root, "--format", "gguf", "--type", "F32", "--out", file];
+    const { code, out: text } = await pondera(argv);
+    expect(code).toBe(0);
+    expect(text).toContain("one.gguf\n");
+    const said = async (model: string) => {
+      const generate = ["generate", "--model", model, "--runs", root, "--raw", "--temperature", "0"];
+      return (await pondera([...generate, "--max-new-tokens", "8", "--prompt", "1"])).out;
+    };
+    expect(await said(file)).toBe(await said("one"));
+    expect(await said(file)).toContain("2+3=45");
+    const again = await pondera(argv);
+    expect(again.code).not.toBe(0);
+    expect(again.err).toMatch(/one\.gguf: must be absent; got a file\. .*--force/);
+    expect((await pondera([...argv, "--force"])).code).toBe(0);
+    const folder = await pondera([...argv.slice(0, -1), root, "--force"]);
+    expect(folder.err).toMatch(/must be absent; got a folder/);
+  });
+
+  it("asks for a type only where there is a choice", async () => {
+    await makeRun({ root, name: "one", model });
+    const { code, err } = await exported("--type", "Q8_0");
+    expect(code).not.toBe(0);
+    expect(err).toMatch(/--type: is for --format gguf/);
+  });
+
   it("fills an empty folder, and replaces a model only when told to", async () => {
     await makeRun({ root, name: "one", model });
     await mkdir(out);
@@ -91,14 +119,14 @@ describe("pondera export", () => {
     const own = join(path, "model");
     const { code, err } = await pondera(["export", "--runs", root, "--out", own, "--force"]);
     expect(code).toBe(2);
-    expect(err).toContain("must not be the model's own folder");
+    expect(err).toContain("must not be the model itself");
     await writeFile(out, "a file");
     expect((await exported("--force")).err).toMatch(/exported: must be readable; got ENOTDIR/);
   });
 
   it("offers no other format", async () => {
-    const { code, err } = await exported("--format", "gguf");
+    const { code, err } = await exported("--format", "onyx");
     expect(code).toBe(2);
-    expect(err).toContain("Allowed choices are hf");
+    expect(err).toContain("Allowed choices are hf, gguf");
   });
 });

@@ -10,6 +10,7 @@ import {
   COUNTDOWN_ALPHABET,
   COUNTDOWN_TOKENS,
   demonstrate,
+  drill,
   explorationPuzzle,
   explore,
   HIT,
@@ -114,12 +115,47 @@ describe("exploration", () => {
   });
 });
 
+describe("a walk without gaps", () => {
+  const whole = { skip: 0, stopAfterMiss: 0, stopAfterHit: 1, answerLast: 1 };
+
+  it("tries every sum and quotient, in the order of the numbers, and no product that is too large", () => {
+    const { completion } = explore({ numbers: [5, 30, 7], target: 11 }, new Random(1), whole);
+    const pass =
+      "30+5=35: 35+7=42✗ 35-7=28✗ 35/7=5✗\n30-5=25: 25+7=32✗ 25-7=18✗ 25*7=175✗ 25/7✗\n" +
+      "30*5=150: 150+7=157✗ 150-7=143✗ 150/7✗\n30/5=6: 7+6=13✗ 7-6=1✗ 7*6=42✗ 7/6✗\n" +
+      "7+5=12: 30+12=42✗ 30-12=18✗ 30/12✗\n7-5=2: 30+2=32✗ 30-2=28✗ 30*2=60✗ 30/2=15✗\n" +
+      "7*5=35: 35+30=65✗ 35-30=5✗ 35/30✗\n7/5✗\n30+7=37: 37+5=42✗ 37-5=32✗ 37*5=185✗ 37/5✗\n" +
+      "30-7=23: 23+5=28✗ 23-5=18✗ 23*5=115✗ 23/5✗\n30/7✗\n";
+    expect(thoughtOf(completion)).toBe(pass + pass);
+  });
+});
+
+describe("drills", () => {
+  const drills = Array.from({ length: 200 }, (_, i) => drill(new Random(9, i), game.numbers).completion);
+  const entries = drills.flatMap((completion) => completion.split(" "));
+
+  it("say what operations make, or that they fail", () => {
+    for (const entry of entries) {
+      const [, a, operator, b, value] = /^(\d+)([-+*/])(\d+)(?:=(\d+)|✗)$/.exec(entry)!;
+      if (value === undefined) expect([operator, Number(a) % Number(b) === 0], entry).toEqual(["/", false]);
+      else expect(evaluate(`${a}${operator}${b}`).value, entry).toBe(value);
+    }
+  });
+
+  it("ask for divisions that are whole and for those that are not about as often", () => {
+    const divisions = entries.filter((entry) => entry.includes("/"));
+    const failed = divisions.filter((entry) => entry.endsWith(MISS));
+    expect(divisions.length / entries.length).toBeCloseTo(0.5, 1);
+    expect(failed.length / divisions.length).toBeCloseTo(0.45, 1);
+  });
+});
+
 describe("demonstration", () => {
   it("goes on until a check says yes and answers that", () => {
     for (let i = 0; i < 200; i++) {
       const random = new Random(7, i);
       const puzzle = explorationPuzzle(random, game);
-      const { completion } = demonstrate(puzzle, random)!;
+      const { completion } = demonstrate(puzzle)!;
       expect(verifyCountdown(puzzle, completion)).toMatchObject({ accuracy: 1, format: 1 });
       expect(completion.match(/✓/g)).toHaveLength(1);
       expect(thoughtOf(completion)).toMatch(/✓\n$/);
@@ -135,7 +171,7 @@ describe("demonstration", () => {
         fc.nat(),
         (numbers, target, seed) => {
           const largest = 60 + (seed % 200);
-          const trace = demonstrate({ numbers, target }, new Random(seed), { largest });
+          const trace = demonstrate({ numbers, target }, { largest });
           expect(trace !== undefined).toBe(makeable(numbers, largest).has(target));
         },
       ),
@@ -144,9 +180,7 @@ describe("demonstration", () => {
   });
 
   it("gives up where the largest result allowed is too small", () => {
-    expect(
-      demonstrate({ numbers: [15, 27, 12], target: 81 }, new Random(1), { largest: 80 }),
-    ).toBeUndefined();
+    expect(demonstrate({ numbers: [15, 27, 12], target: 81 }, { largest: 80 })).toBeUndefined();
   });
 });
 
@@ -156,21 +190,22 @@ describe("a trace", () => {
   it("puts tries with the same path on one line", () => {
     const path = ["15-12=3"];
     const tries = [
-      { path: ["27+15=42"], last: "42-12=30", expression: "27+15-12", value: 30 },
-      { path, last: "27+3=30", expression: "27+(15-12)", value: 30 },
-      { path, last: "27*3=81", expression: "27*(15-12)", value: 81 },
+      { path: ["27+15=42"], last: "42-12=30", made: { expression: "27+15-12", value: 30 } },
+      { path: ["27+15=42"], last: "42/12" },
+      { path, last: "27+3=30", made: { expression: "27+(15-12)", value: 30 } },
+      { path, last: "27*3=81", made: { expression: "27*(15-12)", value: 81 } },
     ];
     expect(writeTrace(puzzle, tries, "27*(15-12)")).toEqual({
       prompt: "15 27 12 = 81\n",
       completion:
-        "<think>27+15=42: 42-12=30✗\n15-12=3: 27+3=30✗ 27*3=81✓\n</think><answer>27*(15-12)</answer>",
+        "<think>27+15=42: 42-12=30✗ 42/12✗\n15-12=3: 27+3=30✗ 27*3=81✓\n</think><answer>27*(15-12)</answer>",
     });
   });
 
   it("has no path where two numbers are all there is", () => {
     const tries = [
-      { path: [], last: "7+5=12", expression: "7+5", value: 12 },
-      { path: [], last: "7-5=2", expression: "7-5", value: 2 },
+      { path: [], last: "7+5=12", made: { expression: "7+5", value: 12 } },
+      { path: [], last: "7-5=2", made: { expression: "7-5", value: 2 } },
     ];
     expect(writeTrace({ numbers: [5, 7], target: 2 }, tries, "7-5").completion).toBe(
       "<think>7+5=12✗ 7-5=2✓\n</think><answer>7-5</answer>",
