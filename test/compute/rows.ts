@@ -1020,6 +1020,14 @@ export interface Twins extends Omit<Row, "fn"> {
 
 export const TWINS: readonly Twins[] = [
   {
+    // Blocks of 67, 67 and 66 queries.
+    name: "attention, block by block and at once",
+    inputs: (random) => attentionInputs(random, [2, 200, 200]),
+    fused: ({ q, k, v, mask }) => attention(q!, k!, v!, mask!, { heads: 4, kvHeads: 2, causal: true }),
+    unfused: ({ q, k, v, mask }) => attention(q!, k!, v!, mask!, { heads: 4, kvHeads: 2 }),
+    differentiable: ["q", "k", "v"],
+  },
+  {
     name: "gatedSilu",
     inputs: (random) => ({ gate: normal(random, [3, 5]), up: normal(random, [3, 5]) }),
     fused: ({ gate, up }) => gatedSilu(gate!, up!),

@@ -234,7 +234,10 @@ function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig):
     x = block(x, layerWeights(weights, layer, config), config.rmsNormEpsilon, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const rotated = [q3, k3].map((y) => rotary(y, batch.positions, cos, sin)) as [Value, Value];
-      return reshape(attention(...rotated, v3, mask, { heads, kvHeads }), [B * T, heads * config.headDim]);
+      return reshape(attention(...rotated, v3, mask, { heads, kvHeads, causal: true }), [
+        B * T,
+        heads * config.headDim,
+      ]);
     });
   }
   const hidden = finalNorm(x, weights, config);

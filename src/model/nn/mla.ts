@@ -117,7 +117,7 @@ export function latentAttention(
   const q = reshape(concat([qNope, qRope], 2), [B, T, H * (N + R)]);
   const k = reshape(concat([slice(kv, 2, 0, N), shared], 2), [B, T, H * (N + R)]);
   const v = reshape(slice(kv, 2, N, N + V), [B, T, H * V]);
-  const attended = attention(q, k, v, mask, { heads: H, kvHeads: H, scale });
+  const attended = attention(q, k, v, mask, { heads: H, kvHeads: H, scale, causal: true });
   return linear(reshape(attended, [rows, H * V]), weights.output);
 }
 
