@@ -45,9 +45,6 @@ export interface ExploreOptions {
   /** Chance to stop after a try that failed, and after one that hit. */
   readonly stopAfterMiss?: number;
   readonly stopAfterHit?: number;
-  /** Share of thoughts that stop sooner than that after tries that failed, and their chance to. */
-  readonly hasty?: number;
-  readonly hastyStop?: number;
   /** Chance that the answer is the last try rather than any try of the thought. */
   readonly answerLast?: number;
 }
@@ -55,10 +52,8 @@ export interface ExploreOptions {
 export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   largest: 198,
   skip: 0.03,
-  stopAfterMiss: 0.05,
+  stopAfterMiss: 0.17,
   stopAfterHit: 0.5,
-  hasty: 0.6,
-  hastyStop: 0.5,
   answerLast: 0.6,
 };
 
@@ -166,8 +161,7 @@ export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string
 
 /** An exploration that was not selected for success; see the head of this file. */
 export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions = {}): Trace {
-  const { largest, skip, hasty, stopAfterHit, answerLast, ...chances } = { ...EXPLORE_DEFAULTS, ...options };
-  const stopAfterMiss = random.uniform() < hasty ? chances.hastyStop : chances.stopAfterMiss;
+  const { largest, skip, stopAfterMiss, stopAfterHit, answerLast } = { ...EXPLORE_DEFAULTS, ...options };
   const tries: Try[] = [];
   const values: { expression: string; value: number }[] = [];
   const terms = termsOf(puzzle.numbers);

@@ -66,7 +66,7 @@ describe("exploration", () => {
   });
 
   it("makes each try once before it walks through the puzzle again", () => {
-    const all = explorations(200, { skip: 0, hasty: 0, stopAfterMiss: 0, stopAfterHit: 0 });
+    const all = explorations(200, { skip: 0, stopAfterMiss: 0, stopAfterHit: 0 });
     // Two equal numbers make equal tries.
     for (const { completion } of all.filter(
       ({ puzzle }) => new Set(puzzle.numbers).size === puzzle.numbers.length,
@@ -116,7 +116,7 @@ describe("exploration", () => {
 });
 
 describe("a walk without gaps", () => {
-  const whole = { skip: 0, hasty: 0, stopAfterMiss: 0, stopAfterHit: 1, answerLast: 1 };
+  const whole = { skip: 0, stopAfterMiss: 0, stopAfterHit: 1, answerLast: 1 };
 
   it("tries every sum and quotient, in the order of the numbers, and no product that is too large", () => {
     const { completion } = explore({ numbers: [5, 30, 7], target: 11 }, new Random(1), whole);
