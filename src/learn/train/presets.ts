@@ -32,7 +32,7 @@ const QUICK: RunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 70,
+    steps: 96,
     prompts: 32,
     samples: 8,
     maxNewTokens: 272,
@@ -51,7 +51,7 @@ const QUICK: RunConfig = {
     resampleAttempts: 0,
     overlong: "keep",
     overlongSlope: 30,
-    rates: { adamW: 0.0006, muon: 0.005 },
+    rates: { adamW: 0.0008, muon: 0.005 },
     schedule: { warmup: 5, decay: 0.3, final: 0.2 },
     // Muon makes all directions of a gradient equal, and most of a policy gradient is noise: sums were unlearned.
     optimizer: { ...OPTIMIZER_DEFAULTS, matrices: "adamw" },

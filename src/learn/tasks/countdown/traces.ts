@@ -54,7 +54,7 @@ export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   skip: 0.03,
   stopAfterMiss: 0.17,
   stopAfterHit: 0.5,
-  answerLast: 0.6,
+  answerLast: 0.85,
 };
 
 /** Walks through one puzzle, after the last of which exploration ends in any case. */
