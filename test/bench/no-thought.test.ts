@@ -7,8 +7,9 @@ import { evaluateExpression } from "../../src/learn/tasks/countdown/expression.t
 import { type Puzzle, splitOf } from "../../src/learn/tasks/countdown/puzzle.ts";
 import { solve } from "../../src/learn/tasks/countdown/solve.ts";
 import { countdownTask } from "../../src/learn/tasks/countdown/task.ts";
-import { explore, HIT, MISS } from "../../src/learn/tasks/countdown/traces.ts";
+import { explore } from "../../src/learn/tasks/countdown/traces.ts";
 import { verifyCountdown } from "../../src/learn/tasks/countdown/verify.ts";
+import { HIT, MISS } from "../../src/learn/tasks/countdown/walks.ts";
 import { judge } from "../../src/learn/tasks/judge.ts";
 import type { Trace } from "../../src/learn/tasks/task.ts";
 import { THINK_TAGS } from "../../src/model/text/think.ts";

@@ -7,7 +7,8 @@ import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
-import { EXPLORE_DEFAULTS, type ExploreOptions } from "../tasks/countdown/traces.ts";
+import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
+import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
 import { POLICY_LOSSES } from "./losses.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
@@ -98,12 +99,15 @@ const PolicyStage = z.strictObject({
 const gameNames = Object.keys(COUNTDOWN_GAMES) as [CountdownGame, ...CountdownGame[]];
 
 /** How exploration of the game is written; absent fields take the defaults of `explore`. */
-const Explore = z.strictObject(
-  Object.fromEntries(Object.keys(EXPLORE_DEFAULTS).map((name) => [name, nonNegative.optional()])) as Record<
-    keyof ExploreOptions,
+const { thoughts: _, ...exploreNumbers } = EXPLORE_DEFAULTS;
+const thoughtNames = Object.keys(WALKS) as [Thoughts, ...Thoughts[]];
+const Explore = z.strictObject({
+  thoughts: z.enum(thoughtNames).optional(),
+  ...(Object.fromEntries(Object.keys(exploreNumbers).map((name) => [name, nonNegative.optional()])) as Record<
+    keyof typeof exploreNumbers,
     z.ZodOptional<typeof nonNegative>
-  >,
-);
+  >),
+});
 
 /** DeepSeek-V3's layers in place of llama's: latent attention, and experts after the first dense layers. */
 const Mixture = z.strictObject({

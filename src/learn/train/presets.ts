@@ -32,7 +32,7 @@ const QUICK: RunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 96,
+    steps: 84,
     prompts: 32,
     samples: 8,
     maxNewTokens: 272,
@@ -69,8 +69,9 @@ const R1: RunConfig = {
   ...QUICK,
   pretrain: { ...QUICK.pretrain, steps: 600 },
   sft: { ...QUICK.sft, steps: 600 },
-  rl: { ...QUICK.rl, steps: 100 },
-  countdown: { game: "cd3", formatWeight: 0.1, explore: {} },
+  rl: { ...QUICK.rl, steps: 120, maxNewTokens: 160 },
+  // From the target back a thought is a third as long, and what it needs of a number it says.
+  countdown: { game: "cd3", formatWeight: 0.1, explore: { thoughts: "backward" } },
 };
 
 const LONG: RunConfig = {

@@ -12,12 +12,11 @@ import {
   type ExploreOptions,
   explorationPuzzle,
   explore,
-  HIT,
-  MISS,
   puzzlePrompt,
 } from "./traces.ts";
 import type { Puzzle } from "./types.ts";
 import { type CountdownRules, countdownRewards } from "./verify.ts";
+import { HIT, MISS } from "./walks.ts";
 
 /**
  * The games by name.

@@ -13,12 +13,11 @@ import {
   drill,
   explorationPuzzle,
   explore,
-  HIT,
-  MISS,
   puzzlePrompt,
   writeTrace,
 } from "../../../../src/learn/tasks/countdown/traces.ts";
 import { verifyCountdown } from "../../../../src/learn/tasks/countdown/verify.ts";
+import { HIT, MISS } from "../../../../src/learn/tasks/countdown/walks.ts";
 import { characterTokenizer } from "../../../../src/model/text/tokenizer.ts";
 
 const game = COUNTDOWN_GAMES.quick;
@@ -130,6 +129,76 @@ describe("a walk without gaps", () => {
   });
 });
 
+describe("a walk from the target back", () => {
+  const options = { thoughts: "backward" } as const;
+  const completionOf = (numbers: number[], target: number) =>
+    demonstrate({ numbers, target }, options)?.completion;
+
+  it("keeps each number for last, says what the others must make and tries them", () => {
+    expect(completionOf([15, 27, 12], 81)).toBe(
+      "<think>15: 66 96 ✗: 27+12=39✗ 27-12=15✗ 27/12✗\n27: 54 108 3: 15+12=27✗ 15-12=3✓\n" +
+        "</think><answer>27*(15-12)</answer>",
+    );
+  });
+
+  it("joins two of four numbers first, and says what is left", () => {
+    const thought = thoughtOf(completionOf([50, 2, 3, 4], 31)!);
+    expect(thought).toMatch(
+      /^50\+2=52: 3 4 52\n3: 28 34 93 ✗: 52\+4=56✗ 52-4=48✗ 52\/4=13✗\n4: 27 35 124 ✗: /,
+    );
+    // What does not divide has nothing left to say, and the next line is no part of what went before.
+    expect(thought).toContain("4/2=2✗\n50/3✗\n50+4=54: 2 3 54\n2: ");
+    const headings = thought.split("\n").filter((line) => /=\d+: /.test(line));
+    expect(new Set(headings).size).toBe(headings.length);
+  });
+
+  it("finds a way exactly where a walk forward does, and one that is right", () => {
+    const number = fc.integer({ min: 1, max: 60 });
+    fc.assert(
+      fc.property(
+        fc.array(number, { minLength: 2, maxLength: 4 }),
+        number,
+        fc.nat(),
+        (numbers, target, seed) => {
+          const largest = 60 + (seed % 200);
+          const trace = demonstrate({ numbers, target }, { ...options, largest });
+          expect(trace !== undefined).toBe(makeable(numbers, largest).has(target));
+          if (trace === undefined) return;
+          expect(verifyCountdown({ numbers, target }, trace.completion)).toMatchObject({
+            accuracy: 1,
+            format: 1,
+          });
+          expect(trace.completion.match(/✓/g)).toHaveLength(1);
+        },
+      ),
+      { numRuns: 300 },
+    );
+  });
+
+  it("says yes exactly to what is needed", () => {
+    for (const { puzzle, completion } of explorations(300, options)) {
+      if (puzzle.numbers.length < 3) continue;
+      for (const line of thoughtOf(completion).trimEnd().split("\n")) {
+        const [, kept, needs, tries] = /^(\d+): (.*?): (.*)$/.exec(line)!;
+        const { target } = puzzle;
+        const [low, high] = [Math.min(Number(kept), target), Math.max(Number(kept), target)];
+        const all = [high - low, high + low, high * low].filter((value) => value <= 198);
+        expect(needs!.split(" ")).toEqual([...all, high % low === 0 ? high / low : "✗"].map(String));
+        for (const [, made, verdict] of tries!.matchAll(/=(\d+)([✓✗])/g)) {
+          expect(needs!.split(" ").includes(made!), line).toBe(verdict === "✓");
+        }
+      }
+    }
+  });
+
+  it("answers with every number once, right or not", () => {
+    for (const { puzzle, completion } of explorations(300, options)) {
+      const { numbers } = evaluate(/<answer>(.*)<\/answer>$/.exec(completion)![1]!);
+      expect(numbers.toSorted()).toEqual(puzzle.numbers.toSorted());
+    }
+  });
+});
+
 describe("drills", () => {
   const drills = Array.from({ length: 200 }, (_, i) => drill(new Random(9, i), game.numbers).completion);
   const entries = drills.flatMap((completion) => completion.split(" "));
@@ -188,12 +257,12 @@ describe("a trace", () => {
   const puzzle = { numbers: [15, 27, 12], target: 81 };
 
   it("puts tries with the same path on one line", () => {
-    const path = ["15-12=3"];
+    const start = "15-12=3: ";
     const tries = [
-      { path: ["27+15=42"], last: "42-12=30", made: { expression: "27+15-12", value: 30 } },
-      { path: ["27+15=42"], last: "42/12" },
-      { path, last: "27+3=30", made: { expression: "27+(15-12)", value: 30 } },
-      { path, last: "27*3=81", made: { expression: "27*(15-12)", value: 81 } },
+      { start: "27+15=42: ", last: "42-12=30", made: { expression: "27+15-12", value: 30 } },
+      { start: "27+15=42: ", last: "42/12" },
+      { start, last: "27+3=30", made: { expression: "27+(15-12)", value: 30 } },
+      { start, last: "27*3=81", made: { expression: "27*(15-12)", value: 81 } },
     ];
     expect(writeTrace(puzzle, tries, "27*(15-12)")).toEqual({
       prompt: "15 27 12 = 81\n",
@@ -204,8 +273,8 @@ describe("a trace", () => {
 
   it("has no path where two numbers are all there is", () => {
     const tries = [
-      { path: [], last: "7+5=12", made: { expression: "7+5", value: 12 } },
-      { path: [], last: "7-5=2", made: { expression: "7-5", value: 2 } },
+      { start: "", last: "7+5=12", made: { expression: "7+5", value: 12 } },
+      { start: "", last: "7-5=2", made: { expression: "7-5", value: 2 } },
     ];
     expect(writeTrace({ numbers: [5, 7], target: 2 }, tries, "7-5").completion).toBe(
       "<think>7+5=12✗ 7-5=2✓\n</think><answer>7-5</answer>",

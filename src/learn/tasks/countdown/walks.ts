@@ -1,0 +1,179 @@
+/**
+ * The two ways a thought may go through a game of Countdown, each value worked out in steps and checked. Results that
+ * would be too large are not tried. Division always is, and fails without a result where that would not be whole: whether
+ * two numbers divide is decided where both have been read.
+ *
+ * `forward` takes steps until all numbers are used, and checks what they made against the target: nothing but sums, and
+ * much of it. A line takes some steps and then tries every way to finish from there; the next line has gone back.
+ *
+ * ```
+ * <think>27+15=42: 42+12=54✗ 42-12=30✗ 42/12✗
+ * 27-15=12: 12+12=24✗ 12-12=0✗ 12*12=144✗ 12/12=1✗
+ * 27/15✗
+ * 27+12=39: 39+15=54✗ 39-15=24✗ 39/15✗
+ * 27-12=15: 15+15=30✗ 15-15=0✗ 15/15=1✗
+ * 27/12✗
+ * 15+12=27: 27+27=54✗ 27-27=0✗ 27/27=1✗
+ * 15-12=3: 27+3=30✗ 27-3=24✗ 27*3=81✓
+ * </think><answer>27*(15-12)</answer>
+ * ```
+ *
+ * `backward` keeps one number for last, says what the rest would have to make for it, and tries the rest: their
+ * difference from the target, the sum with it, the product, and the quotient if there is one.
+ *
+ * ```
+ * <think>27: 54 108 3: 15+12=27✗ 15-12=3✓
+ * </think><answer>27*(15-12)</answer>
+ * ```
+ */
+
+import type { Puzzle } from "./puzzle.ts";
+
+export const HIT = "✓";
+export const MISS = "✗";
+
+interface Term {
+  readonly value: number;
+  readonly text: string;
+  /** 0: a number, 1: product or quotient, 2: sum or difference. */
+  readonly level: 0 | 1 | 2;
+}
+
+interface Step {
+  readonly line: string;
+  /** Undefined for one that fails. */
+  readonly term: Term | undefined;
+}
+
+const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
+
+/**
+ * What joins two terms, the larger first, in the order + − × ÷: non-negative results up to `largest`, and quotients that are
+ * not whole, which fail.
+ */
+export function stepsOf(x: Term, y: Term, largest: number): Step[] {
+  const [a, b] = x.value >= y.value ? [x, y] : [y, x];
+  const made = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
+    line: `${a.value}${operator}${b.value}=${value}`,
+    term: { value, text: `${left}${operator}${right}`, level },
+  });
+  const quotient = a.value / b.value;
+  return [
+    made("+", a.value + b.value, 2, a.text, b.text),
+    made("-", a.value - b.value, 2, a.text, bracket(b, 1)),
+    made("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
+    Number.isInteger(quotient)
+      ? made("/", quotient, 1, bracket(a, 1), bracket(b, 0))
+      : { line: `${a.value}/${b.value}`, term: undefined },
+  ].filter(({ term }) => term === undefined || term.value <= largest);
+}
+
+/** A number as it is given. */
+export const termOf = (value: number): Term => ({ value, text: `${value}`, level: 0 });
+
+/** One way to use all numbers, or a step that fails. */
+export interface Try {
+  /** A line of its own before it, where tries are of fewer numbers than the game: said once for all of these. */
+  readonly heading?: string;
+  /** What its line begins with: tries that begin alike share a line. */
+  readonly start: string;
+  readonly last: string;
+  /** What it makes, where it is the last step and does not fail. */
+  readonly made?: { readonly expression: string; readonly value: number };
+}
+
+/**
+ * All tries of a game, in a fixed order.
+ * @param largest  largest result a step may have
+ * @param keep     decides of each step whether it is taken
+ */
+type Walk = (game: Game, largest: number, keep: () => boolean) => Generator<Try>;
+
+interface Game {
+  readonly terms: readonly Term[];
+  readonly target: number;
+}
+
+export const gameOf = ({ numbers, target }: Puzzle): Game => ({ terms: numbers.map(termOf), target });
+
+const pairsOf = (terms: readonly Term[]): [Term, Term, Term[]][] =>
+  terms.flatMap((a, i) =>
+    terms.slice(i + 1).map((b): [Term, Term, Term[]] => [a, b, terms.filter((c) => c !== a && c !== b)]),
+  );
+
+/** Depth first: pairs in the order of the numbers, operators in the order + − × ÷. */
+function* forward(
+  { terms, target }: Game,
+  largest: number,
+  keep: () => boolean,
+  path: readonly string[] = [],
+): Generator<Try> {
+  const start = path.length === 0 ? "" : `${path.join(" ")}: `;
+  for (const [a, b, rest] of pairsOf(terms)) {
+    for (const { line, term } of stepsOf(a, b, largest)) {
+      if (!keep()) continue;
+      if (term === undefined) yield { start, last: line };
+      else if (rest.length > 0)
+        yield* forward({ terms: [...rest, term], target }, largest, keep, [...path, line]);
+      else yield { start, last: line, made: { expression: term.text, value: term.value } };
+    }
+  }
+}
+
+/** What the rest must make, one after the other, so that a number joined with it makes the target. */
+function needsOf(kept: number, target: number, largest: number): string {
+  const [least, most] = kept < target ? [kept, target] : [target, kept];
+  const whole = [most - least, most + least, most * least].filter((value) => value <= largest);
+  const quotient = least > 0 && most % least === 0 ? `${most / least}` : MISS;
+  return [...whole, quotient].join(" ");
+}
+
+/** Three numbers: each is kept for last in turn. Two: tried as they are. More: two are joined, and the rest is such a game. */
+function* backward(
+  { terms, target }: Game,
+  largest: number,
+  keep: () => boolean,
+  heading?: string,
+): Generator<Try> {
+  const head = heading === undefined ? {} : { heading };
+  if (terms.length > 3) {
+    for (const [a, b, rest] of pairsOf(terms)) {
+      for (const { line, term } of stepsOf(a, b, largest)) {
+        if (!keep()) continue;
+        if (term === undefined) {
+          yield { ...head, start: "", last: line };
+          continue;
+        }
+        const left = [...rest, term];
+        const next = `${line}: ${left.map(({ value }) => value).join(" ")}`;
+        yield* backward({ terms: left, target }, largest, keep, next);
+      }
+    }
+    return;
+  }
+  if (terms.length < 3) {
+    yield* forward({ terms, target }, largest, keep);
+    return;
+  }
+  for (const kept of terms) {
+    if (!keep()) continue;
+    const start = `${kept.value}: ${needsOf(kept.value, target, largest)}: `;
+    const [a, b] = terms.filter((term) => term !== kept) as [Term, Term];
+    for (const { line, term } of stepsOf(a, b, largest)) {
+      if (!keep()) continue;
+      const joined =
+        term === undefined ? [] : stepsOf(term, kept, largest).flatMap((step) => step.term ?? []);
+      const made = joined.find(({ value }) => value === target) ?? joined[0];
+      yield {
+        ...head,
+        start,
+        last: line,
+        ...(made === undefined ? {} : { made: { expression: made.text, value: made.value } }),
+      };
+    }
+  }
+}
+
+export const WALKS = { forward, backward } as const satisfies Record<string, Walk>;
+
+export type Thoughts = keyof typeof WALKS;
