@@ -129,7 +129,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     }),
     explore: (random) =>
       random.uniform() < DRILL_SHARE
-        ? drill(random, game.numbers, options.explore)
+        ? drill(random, game, options.explore)
         : explore(explorationPuzzle(random, game, options.explore), random, options.explore),
     demonstrate: (random) => {
       for (;;) {

@@ -10,7 +10,7 @@ import type { Random } from "../../../compute/tensor/random.ts";
 import type { Trace } from "../task.ts";
 import type { Puzzle } from "./puzzle.ts";
 import { type Range, splitOf } from "./puzzle.ts";
-import { gameOf, HIT, MISS, stepsOf, type Thoughts, type Try, termOf, WALKS } from "./walks.ts";
+import { gameOf, HIT, MISS, needsOf, stepsOf, type Thoughts, type Try, termOf, WALKS } from "./walks.ts";
 
 /** Every character of prompts, thoughts and answers. */
 export const COUNTDOWN_ALPHABET = `0123456789+-*/()=: \n${HIT}${MISS}`;
@@ -38,7 +38,7 @@ export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   thoughts: "forward",
   largest: 198,
   skip: 0.03,
-  stopAfterMiss: 0.2,
+  stopAfterMiss: 0.18,
   stopAfterHit: 0.5,
   answerLast: 0.85,
 };
@@ -64,13 +64,13 @@ export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string
   let thought = "";
   let before: Try | undefined;
   for (const attempt of tries) {
-    const { heading, start, last, made } = attempt;
+    const { heading, start, last, made, finish } = attempt;
     const headed = heading !== before?.heading;
     if (before !== undefined && !headed && start === before.start) thought += " ";
     else
       thought += `${before === undefined ? "" : "\n"}${headed && heading !== undefined ? `${heading}\n` : ""}${start}`;
     before = attempt;
-    thought += `${last}${made?.value === puzzle.target ? HIT : MISS}`;
+    thought += `${last}${made?.value === puzzle.target ? HIT : MISS}${finish === undefined ? "" : ` ${finish}`}`;
   }
   return {
     prompt: puzzlePrompt(puzzle),
@@ -154,16 +154,21 @@ function pairToExplore(random: Random, range: Range, largest: number): number[] 
   return random.shuffle(numbers);
 }
 
-/** Sums of a drill. */
+/** Entries of a drill. */
 const DRILL_LENGTH = 16;
 
 /**
  * Sums apart from any puzzle, those that walks seldom meet as often as the rest: half are divisions, of which half have no
- * remainder and a quarter nearly none. Numbers as the puzzles have them come as often as those on the way.
+ * remainder and a quarter nearly none. Numbers as the puzzles have them come as often as those on the way. Where thoughts go
+ * backward, half is what they would need of a number.
  */
-export function drill(random: Random, range: Range, options: ExploreOptions = {}): Trace {
-  const { largest } = { ...EXPLORE_DEFAULTS, ...options };
-  const one = (): string => {
+export function drill(
+  random: Random,
+  { numbers: range, target }: { readonly numbers: Range; readonly target: Range },
+  options: ExploreOptions = {},
+): Trace {
+  const { thoughts, largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const sum = (): string => {
     const most = random.uniform() < 0.5 ? largest : Math.min(range.max, largest);
     const small = within({ min: 2, max: Math.floor(Math.sqrt(most)) }, random);
     const other = within({ min: small, max: Math.floor(most / small) }, random);
@@ -183,7 +188,12 @@ export function drill(random: Random, range: Range, options: ExploreOptions = {}
     const step = stepsOf(termOf(Math.min(left, most)), termOf(right), largest).find(({ line }) =>
       line.includes(operator),
     );
-    return step === undefined ? one() : step.term === undefined ? `${step.line}${MISS}` : step.line;
+    return step === undefined ? sum() : step.term === undefined ? `${step.line}${MISS}` : step.line;
   };
+  const need = (): string => {
+    const kept = within(random.uniform() < 0.5 ? range : { min: 1, max: largest }, random);
+    return needsOf(kept, within(target, random), largest);
+  };
+  const one = (): string => (thoughts === "backward" && random.uniform() < 0.5 ? need() : sum());
   return { prompt: "", completion: Array.from({ length: DRILL_LENGTH }, one).join(" ") };
 }

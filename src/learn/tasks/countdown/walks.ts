@@ -19,10 +19,11 @@
  * ```
  *
  * `backward` keeps one number for last, says what the rest would have to make for it, and tries the rest: their
- * difference from the target, the sum with it, the product, and the quotient if there is one.
+ * difference from the target, the sum with it, the product, and the quotient if there is one. Where they make it, the
+ * last step is written down.
  *
  * ```
- * <think>27: 54 108 3: 15+12=27✗ 15-12=3✓
+ * <think>27 81: 54 108 3: 15+12=27✗ 15-12=3✓ 27*3=81
  * </think><answer>27*(15-12)</answer>
  * ```
  */
@@ -80,6 +81,8 @@ export interface Try {
   readonly last: string;
   /** What it makes, where it is the last step and does not fail. */
   readonly made?: { readonly expression: string; readonly value: number };
+  /** The step left where what it makes is the target. */
+  readonly finish?: string;
 }
 
 /**
@@ -120,12 +123,12 @@ function* forward(
   }
 }
 
-/** What the rest must make, one after the other, so that a number joined with it makes the target. */
-function needsOf(kept: number, target: number, largest: number): string {
+/** A number kept for last, the target, and what the rest must make so that the two make it, one after the other. */
+export function needsOf(kept: number, target: number, largest: number): string {
   const [least, most] = kept < target ? [kept, target] : [target, kept];
   const whole = [most - least, most + least, most * least].filter((value) => value <= largest);
   const quotient = least > 0 && most % least === 0 ? `${most / least}` : MISS;
-  return [...whole, quotient].join(" ");
+  return `${kept} ${target}: ${[...whole, quotient].join(" ")}`;
 }
 
 /** Three numbers: each is kept for last in turn. Two: tried as they are. More: two are joined, and the rest is such a game. */
@@ -157,18 +160,20 @@ function* backward(
   }
   for (const kept of terms) {
     if (!keep()) continue;
-    const start = `${kept.value}: ${needsOf(kept.value, target, largest)}: `;
+    const start = `${needsOf(kept.value, target, largest)}: `;
     const [a, b] = terms.filter((term) => term !== kept) as [Term, Term];
     for (const { line, term } of stepsOf(a, b, largest)) {
       if (!keep()) continue;
       const joined =
-        term === undefined ? [] : stepsOf(term, kept, largest).flatMap((step) => step.term ?? []);
-      const made = joined.find(({ value }) => value === target) ?? joined[0];
+        term === undefined ? [] : stepsOf(term, kept, largest).filter((step) => step.term !== undefined);
+      const finish = joined.find((step) => step.term?.value === target);
+      const made = (finish ?? joined[0])?.term;
       yield {
         ...head,
         start,
         last: line,
         ...(made === undefined ? {} : { made: { expression: made.text, value: made.value } }),
+        ...(finish === undefined ? {} : { finish: finish.line }),
       };
     }
   }

@@ -136,7 +136,7 @@ describe("a walk from the target back", () => {
 
   it("keeps each number for last, says what the others must make and tries them", () => {
     expect(completionOf([15, 27, 12], 81)).toBe(
-      "<think>15: 66 96 ✗: 27+12=39✗ 27-12=15✗ 27/12✗\n27: 54 108 3: 15+12=27✗ 15-12=3✓\n" +
+      "<think>15 81: 66 96 ✗: 27+12=39✗ 27-12=15✗ 27/12✗\n27 81: 54 108 3: 15+12=27✗ 15-12=3✓ 27*3=81\n" +
         "</think><answer>27*(15-12)</answer>",
     );
   });
@@ -144,10 +144,10 @@ describe("a walk from the target back", () => {
   it("joins two of four numbers first, and says what is left", () => {
     const thought = thoughtOf(completionOf([50, 2, 3, 4], 31)!);
     expect(thought).toMatch(
-      /^50\+2=52: 3 4 52\n3: 28 34 93 ✗: 52\+4=56✗ 52-4=48✗ 52\/4=13✗\n4: 27 35 124 ✗: /,
+      /^50\+2=52: 3 4 52\n3 31: 28 34 93 ✗: 52\+4=56✗ 52-4=48✗ 52\/4=13✗\n4 31: 27 35 124 ✗: /,
     );
     // What does not divide has nothing left to say, and the next line is no part of what went before.
-    expect(thought).toContain("4/2=2✗\n50/3✗\n50+4=54: 2 3 54\n2: ");
+    expect(thought).toContain("4/2=2✗\n50/3✗\n50+4=54: 2 3 54\n2 31: ");
     const headings = thought.split("\n").filter((line) => /=\d+: /.test(line));
     expect(new Set(headings).size).toBe(headings.length);
   });
@@ -179,7 +179,7 @@ describe("a walk from the target back", () => {
     for (const { puzzle, completion } of explorations(300, options)) {
       if (puzzle.numbers.length < 3) continue;
       for (const line of thoughtOf(completion).trimEnd().split("\n")) {
-        const [, kept, needs, tries] = /^(\d+): (.*?): (.*)$/.exec(line)!;
+        const [, kept, needs, tries] = /^(\d+) \d+: (.*?): (.*)$/.exec(line)!;
         const { target } = puzzle;
         const [low, high] = [Math.min(Number(kept), target), Math.max(Number(kept), target)];
         const all = [high - low, high + low, high * low].filter((value) => value <= 198);
@@ -200,7 +200,7 @@ describe("a walk from the target back", () => {
 });
 
 describe("drills", () => {
-  const drills = Array.from({ length: 200 }, (_, i) => drill(new Random(9, i), game.numbers).completion);
+  const drills = Array.from({ length: 200 }, (_, i) => drill(new Random(9, i), game).completion);
   const entries = drills.flatMap((completion) => completion.split(" "));
 
   it("say what operations make, or that they fail", () => {
@@ -209,6 +209,20 @@ describe("drills", () => {
       if (value === undefined) expect([operator, Number(a) % Number(b) === 0], entry).toEqual(["/", false]);
       else expect(evaluate(`${a}${operator}${b}`).value, entry).toBe(value);
     }
+  });
+
+  it("say what is needed as often, where thoughts go backward", () => {
+    const entry = /(\d+) (\d+): ((?:\d+ )+(?:\d+|✗))(?= |$)/g;
+    let [sums, needs] = [0, 0];
+    for (let i = 0; i < 100; i++) {
+      const { completion } = drill(new Random(9, i), game, { thoughts: "backward" });
+      sums += completion.match(/[-+*/]/g)?.length ?? 0;
+      needs += completion.match(/: /g)?.length ?? 0;
+      for (const [, kept, target, list] of completion.matchAll(entry)) {
+        expect(Number(list!.split(" ")[0])).toBe(Math.abs(Number(kept) - Number(target)));
+      }
+    }
+    expect(sums / needs).toBeCloseTo(1, 0);
   });
 
   it("ask for divisions that are whole and for those that are not about as often", () => {
