@@ -12,6 +12,7 @@ import {
   type ExploreOptions,
   explorationPuzzle,
   explore,
+  hopelessPuzzle,
   puzzlePrompt,
 } from "./traces.ts";
 import type { Puzzle } from "./types.ts";
@@ -65,6 +66,12 @@ const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
 
 /** Share of what a base reads that is sums apart from puzzles. */
 const DRILL_SHARE = 0.3;
+
+/**
+ * Of what a cold start shows, the shares that are no solution: sums, which are else unlearned, and puzzles that have none.
+ * Whoever has only read thoughts that succeed sees success where there is none.
+ */
+const GOOD_SHARES = { drills: 0.2, hopeless: 0.15 };
 
 /** Draws in a row that may all repeat a puzzle before a split counts as exhausted. */
 const MOST_REPEATS = 2_000;
@@ -132,9 +139,14 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
         ? drill(random, game, options.explore)
         : explore(explorationPuzzle(random, game, options.explore), random, options.explore),
     demonstrate: (random) => {
+      const kind = random.uniform();
+      if (kind < GOOD_SHARES.drills) return drill(random, game, options.explore);
+      if (kind < GOOD_SHARES.drills + GOOD_SHARES.hopeless) {
+        return demonstrate(hopelessPuzzle(random, game, options.explore), options.explore);
+      }
       for (;;) {
-        const trace = demonstrate(draw(random), options.explore);
-        if (trace !== undefined) return trace;
+        const { solved, ...trace } = demonstrate(draw(random), options.explore);
+        if (solved) return trace;
       }
     },
     wentBack: ({ text }) => {

@@ -6,6 +6,7 @@
  * checks; it teaches neither to go on until a check says yes nor to answer what was checked. `demonstrate` does both.
  */
 
+import { invariant } from "../../../base/errors.ts";
 import type { Random } from "../../../compute/tensor/random.ts";
 import type { Trace } from "../task.ts";
 import type { Puzzle } from "./puzzle.ts";
@@ -18,6 +19,12 @@ export const COUNTDOWN_ALPHABET = `0123456789+-*/()=: \n${HIT}${MISS}`;
 /** `83 18 75 = 10`. */
 export function puzzlePrompt({ numbers, target }: Puzzle): string {
   return `${numbers.join(" ")} = ${target}\n`;
+}
+
+interface Game {
+  readonly counts: readonly number[];
+  readonly numbers: Range;
+  readonly target: Range;
 }
 
 export interface ExploreOptions {
@@ -101,29 +108,40 @@ export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions 
 }
 
 /**
- * A good trace: the same walk, which goes on until a check says yes and answers what was checked.
- * @returns undefined when no try within `largest` makes the target
+ * A good trace: the same walk, which goes on until a check says yes and answers what was checked. Where no try within
+ * `largest` makes the target it goes to the end, and answers the last.
  */
-export function demonstrate(puzzle: Puzzle, options: ExploreOptions = {}): Trace | undefined {
+export function demonstrate(
+  puzzle: Puzzle,
+  options: ExploreOptions = {},
+): Trace & { readonly solved: boolean } {
   const { thoughts, largest } = { ...EXPLORE_DEFAULTS, ...options };
   const tries: Try[] = [];
+  let answer: string | undefined;
   for (const attempt of WALKS[thoughts](gameOf(puzzle), largest, () => true)) {
     tries.push(attempt);
     const { made } = attempt;
-    if (made?.value === puzzle.target) return writeTrace(puzzle, tries, made.expression);
+    answer = made?.expression ?? answer;
+    if (made?.value === puzzle.target) return { ...writeTrace(puzzle, tries, made.expression), solved: true };
   }
-  return undefined;
+  invariant(answer !== undefined, "some sum is within the largest result");
+  return { ...writeTrace(puzzle, tries, answer), solved: false };
+}
+
+/** A training puzzle as the game has them, but for that no try makes its target. */
+export function hopelessPuzzle(random: Random, game: Game, options: ExploreOptions = {}): Puzzle {
+  for (;;) {
+    const numbers = Array.from({ length: random.pick(game.counts) }, () => within(game.numbers, random));
+    const puzzle = { numbers, target: within(game.target, random) };
+    if (splitOf(puzzle) === "train" && !demonstrate(puzzle, options).solved) return puzzle;
+  }
 }
 
 /**
  * A puzzle to explore: its target is what a random try of its numbers makes. With two numbers as well as with the game's
  * own counts, since it is in the small puzzles that a check sometimes says yes.
  */
-export function explorationPuzzle(
-  random: Random,
-  game: { readonly counts: readonly number[]; readonly numbers: Range; readonly target: Range },
-  options: ExploreOptions = {},
-): Puzzle {
+export function explorationPuzzle(random: Random, game: Game, options: ExploreOptions = {}): Puzzle {
   const { largest } = { ...EXPLORE_DEFAULTS, ...options };
   const { numbers: range, target: goal } = game;
   for (;;) {
@@ -164,7 +182,7 @@ const DRILL_LENGTH = 16;
  */
 export function drill(
   random: Random,
-  { numbers: range, target }: { readonly numbers: Range; readonly target: Range },
+  { numbers: range, target }: Omit<Game, "counts">,
   options: ExploreOptions = {},
 ): Trace {
   const { thoughts, largest } = { ...EXPLORE_DEFAULTS, ...options };

@@ -96,15 +96,26 @@ describe("countdown's judges", () => {
 });
 
 describe("countdown's demonstrations", () => {
-  it("are right, of training puzzles of the game", () => {
+  it("are right, of training puzzles of the game, but for drills and puzzles that have no solution", () => {
     const task = countdownTask({ heldOutCount: 1 });
-    for (let i = 0; i < 50; i++) {
+    const kinds = { drill: 0, hopeless: 0, solved: 0 };
+    const count = 600;
+    for (let i = 0; i < count; i++) {
       const { prompt, completion } = task.demonstrate!(new Random(1, i));
+      if (prompt === "") {
+        kinds.drill++;
+        continue;
+      }
       const [numbers, target] = prompt.trim().split(" = ");
       const puzzle = { numbers: numbers!.split(" ").map(Number), target: Number(target) };
       expect(splitOf(puzzle)).toBe("train");
-      expect(verifyCountdown(puzzle, completion).accuracy).toBe(1);
+      const { accuracy, format } = verifyCountdown(puzzle, completion);
+      expect(format).toBe(1);
+      expect(accuracy).toBe(completion.includes("✓") ? 1 : 0);
+      kinds[accuracy === 1 ? "solved" : "hopeless"]++;
     }
+    expect(kinds.drill / count).toBeCloseTo(0.2, 1);
+    expect(kinds.hopeless / count).toBeCloseTo(0.15, 1);
   });
 });
 

@@ -132,7 +132,7 @@ describe("a walk without gaps", () => {
 describe("a walk from the target back", () => {
   const options = { thoughts: "backward" } as const;
   const completionOf = (numbers: number[], target: number) =>
-    demonstrate({ numbers, target }, options)?.completion;
+    demonstrate({ numbers, target }, options).completion;
 
   it("keeps each number for last, says what the others must make and tries them", () => {
     expect(completionOf([15, 27, 12], 81)).toBe(
@@ -142,7 +142,7 @@ describe("a walk from the target back", () => {
   });
 
   it("joins two of four numbers first, and says what is left", () => {
-    const thought = thoughtOf(completionOf([50, 2, 3, 4], 31)!);
+    const thought = thoughtOf(completionOf([50, 2, 3, 4], 31));
     expect(thought).toMatch(
       /^50\+2=52: 3 4 52\n3 31: 28 34 93 ✗: 52\+4=56✗ 52-4=48✗ 52\/4=13✗\n4 31: 27 35 124 ✗: /,
     );
@@ -162,8 +162,8 @@ describe("a walk from the target back", () => {
         (numbers, target, seed) => {
           const largest = 60 + (seed % 200);
           const trace = demonstrate({ numbers, target }, { ...options, largest });
-          expect(trace !== undefined).toBe(makeable(numbers, largest).has(target));
-          if (trace === undefined) return;
+          expect(trace.solved).toBe(makeable(numbers, largest).has(target));
+          if (!trace.solved) return;
           expect(verifyCountdown({ numbers, target }, trace.completion)).toMatchObject({
             accuracy: 1,
             format: 1,
@@ -238,7 +238,7 @@ describe("demonstration", () => {
     for (let i = 0; i < 200; i++) {
       const random = new Random(7, i);
       const puzzle = explorationPuzzle(random, game);
-      const { completion } = demonstrate(puzzle)!;
+      const { completion } = demonstrate(puzzle);
       expect(verifyCountdown(puzzle, completion)).toMatchObject({ accuracy: 1, format: 1 });
       expect(completion.match(/✓/g)).toHaveLength(1);
       expect(thoughtOf(completion)).toMatch(/✓\n$/);
@@ -255,15 +255,18 @@ describe("demonstration", () => {
         (numbers, target, seed) => {
           const largest = 60 + (seed % 200);
           const trace = demonstrate({ numbers, target }, { largest });
-          expect(trace !== undefined).toBe(makeable(numbers, largest).has(target));
+          expect(trace.solved).toBe(makeable(numbers, largest).has(target));
         },
       ),
       { numRuns: 300 },
     );
   });
 
-  it("gives up where the largest result allowed is too small", () => {
-    expect(demonstrate({ numbers: [15, 27, 12], target: 81 }, { largest: 80 })).toBeUndefined();
+  it("goes to the end where the largest result allowed is too small, without a yes, and answers with all numbers", () => {
+    const { solved, completion } = demonstrate({ numbers: [15, 27, 12], target: 81 }, { largest: 80 });
+    expect(solved).toBe(false);
+    expect(completion).not.toContain(HIT);
+    expect(completion).toMatch(/ 15\/15=1✗\n27\/12✗\n<\/think><answer>15\/\(27-12\)<\/answer>$/);
   });
 });
 
