@@ -68,10 +68,11 @@ const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
 const DRILL_SHARE = 0.3;
 
 /**
- * Of what a cold start shows, the shares that are no solution: sums, which are else unlearned, and puzzles that have none.
- * Whoever has only read thoughts that succeed sees success where there is none.
+ * Of what a cold start shows, the shares that are no solution of a puzzle of the game: sums, which are else unlearned; puzzles
+ * that have none, since whoever has only read thoughts that succeed sees success where there is none; and then, of puzzles,
+ * those that need × or ÷, which most games seldom do.
  */
-const GOOD_SHARES = { drills: 0.2, hopeless: 0.15 };
+const GOOD_SHARES = { drills: 0.2, hopeless: 0.15, harder: 0.25 };
 
 /** Draws in a row that may all repeat a puzzle before a split counts as exhausted. */
 const MOST_REPEATS = 2_000;
@@ -123,6 +124,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   expectKnown("countdown: game", name, Object.keys(COUNTDOWN_GAMES));
   const game = COUNTDOWN_GAMES[name];
   const draw = puzzleSource(game);
+  const drawHarder = puzzleSource({ ...game, needs: "times-or-divide" });
   return {
     name: "countdown",
     description: "Make the target from the numbers with + − × ÷ and brackets",
@@ -144,8 +146,9 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       if (kind < GOOD_SHARES.drills + GOOD_SHARES.hopeless) {
         return demonstrate(hopelessPuzzle(random, game, options.explore), options.explore);
       }
+      const from = random.uniform() < GOOD_SHARES.harder ? drawHarder : draw;
       for (;;) {
-        const { solved, ...trace } = demonstrate(draw(random), options.explore);
+        const { solved, ...trace } = demonstrate(from(random), options.explore);
         if (solved) return trace;
       }
     },
