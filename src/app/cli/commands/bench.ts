@@ -218,7 +218,7 @@ export function register(program: Command, io: Context): void {
   withCommon(withShape(train))
     .option("--batch <n>", "rows", count, 32)
     .option("--tokens <n>", "tokens in each", count, 128)
-    .option("--parts <n>", "parts the batch is worked on in", count, 1)
+    .option("--parts <n>", "parts the batch is worked on in", count, 4)
     .addOption(
       new Option("--optimizer <name>", "of the matrices").choices(["adamw", "muon"]).default("adamw"),
     )
