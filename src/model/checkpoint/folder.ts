@@ -18,6 +18,7 @@ import {
   parseModelConfig,
 } from "../arch/models.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
+import { tokenizerPaths } from "../text/tokenizer-files.ts";
 import type { FloatSource } from "./float-source.ts";
 import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
 import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
@@ -211,43 +212,73 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
   return { ...weights, tokenizer, generationConfig, stopIds };
 }
 
+/** What a model's folder is written from. */
+export interface WritableModel {
+  readonly config: ModelConfig;
+  /** Exactly the tensors of {@link modelParameters}. */
+  readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
+  readonly tokenizer: Tokenizer;
+  /** Further keys of `config.json`. The tokenizer's ids for begin, end and padding are added. */
+  readonly extra?: Readonly<Record<string, unknown>>;
+  /** Written over the same ids. @default nothing more */
+  readonly generationConfig?: Readonly<Record<string, unknown>>;
+  /** The tokens that end a text, where `generationConfig` names none. @default the tokenizer's end token */
+  readonly stopIds?: readonly number[];
+  /** A Jinja template, where the tokenizer's files have none of their own. */
+  readonly chatTemplate?: string;
+}
+
+function tokenIds({ bosId, eosId, padId }: Tokenizer): Record<string, number> {
+  return {
+    ...(bosId === undefined ? {} : { bos_token_id: bosId }),
+    eos_token_id: eosId,
+    pad_token_id: padId,
+  };
+}
+
+const configJsonOf = ({ config, tokenizer, extra }: WritableModel): Record<string, unknown> =>
+  modelConfigJson({ config, extra: { ...tokenIds(tokenizer), ...extra } });
+
+/**
+ * What is wrong with a model is said before anything is written.
+ * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
+ *   tensors are not those of the config
+ */
+export function checkModelFiles(model: WritableModel): void {
+  parseModelConfig(CONFIG, configJsonOf(model));
+  checkVocabulary(CONFIG, model.config, model.tokenizer);
+  const shapes = new Map(Object.entries(model.tensors).map(([name, { shape }]) => [name, shape]));
+  checkTensors(WEIGHTS, shapes, model.config);
+}
+
+/** Writes all but the weights into a folder that is there. @throws FileError when it cannot be written */
+export async function writeModelFiles(folder: string, model: WritableModel): Promise<void> {
+  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
+  const { stopIds = [] } = model;
+  const ends = stopIds.length === 0 ? {} : { eos_token_id: stopIds.length === 1 ? stopIds[0] : stopIds };
+  const generation = { ...tokenIds(model.tokenizer), ...ends, ...model.generationConfig };
+  await writeFileAtomic(join(folder, CONFIG), text(configJsonOf(model)));
+  await writeFileAtomic(join(folder, GENERATION), text(generation));
+  await model.tokenizer.save(folder);
+  if (model.chatTemplate === undefined) return;
+  const file = tokenizerPaths(folder).config;
+  const config = { chat_template: model.chatTemplate, ...((await readJson(file)) as object) };
+  await writeFileAtomic(file, text(config));
+}
+
 /**
  * Writes a model's folder whole or not at all, replacing one that is there. Transformers, vLLM and llama.cpp load it.
- * @param model.tensors  exactly the tensors of {@link modelParameters}
- * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
- * @param model.generationConfig  written over the same ids. @default nothing more
  * @param model.maxShardBytes     weights beyond that are written as several files. @default 5 GB
- * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
- *   tensors are not those of the config; FileError when the folder cannot be written
+ * @throws as {@link checkModelFiles}; FileError when the folder cannot be written
  */
 export async function saveModelFolder(
   folder: string,
-  model: {
-    readonly config: ModelConfig;
-    readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
-    readonly tokenizer: Tokenizer;
-    readonly extra?: Readonly<Record<string, unknown>>;
-    readonly generationConfig?: Readonly<Record<string, unknown>>;
-    readonly maxShardBytes?: number;
-  },
+  model: WritableModel & { readonly maxShardBytes?: number },
 ): Promise<void> {
-  const { config, tensors, tokenizer } = model;
-  const ids = {
-    ...(tokenizer.bosId === undefined ? {} : { bos_token_id: tokenizer.bosId }),
-    eos_token_id: tokenizer.eosId,
-    pad_token_id: tokenizer.padId,
-  };
-  const configJson = modelConfigJson({ config, extra: { ...ids, ...model.extra } });
-  parseModelConfig(CONFIG, configJson);
-  checkVocabulary(CONFIG, config, tokenizer);
-  const shapes = new Map(Object.entries(tensors).map(([name, { shape }]) => [name, shape]));
-  checkTensors(WEIGHTS, shapes, config);
-  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
+  checkModelFiles(model);
   await writeFolderAtomic(folder, async (partial) => {
-    await writeFileAtomic(join(partial, CONFIG), text(configJson));
-    await writeFileAtomic(join(partial, GENERATION), text({ ...ids, ...model.generationConfig }));
-    await tokenizer.save(partial);
+    await writeModelFiles(partial, model);
     // Transformers refuses a file that does not name its framework.
-    await writeSharded(partial, tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
+    await writeSharded(partial, model.tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
   });
 }

@@ -55,8 +55,14 @@ class BpeTokenizer implements Tokenizer {
     }
     const matchers = (tokens: readonly AddedToken[]) =>
       [
-        new AddedTokenMatcher(tokens.filter((token) => token.normalized !== true)),
-        new AddedTokenMatcher(tokens.filter((token) => token.normalized === true)),
+        new AddedTokenMatcher(
+          tokens.filter((token) => token.normalized !== true),
+          where,
+        ),
+        new AddedTokenMatcher(
+          tokens.filter((token) => token.normalized === true),
+          where,
+        ),
       ] as const;
     this.#matchers = {
       all: matchers(parts.added),

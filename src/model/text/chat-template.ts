@@ -15,7 +15,7 @@ import { FileError, FormatError } from "../../base/errors.ts";
 import { readText } from "../../base/files.ts";
 import { Environment, Interpreter, type Node, parse, tokenize, type Value } from "./jinja.ts";
 import { withinTime } from "./time-limit.ts";
-import { readTokenizerFiles, tokenizerPaths } from "./tokenizer-files.ts";
+import { parseTokenizerJson, readTokenizerFiles, tokenizerPaths } from "./tokenizer-files.ts";
 
 export interface ChatMessage {
   readonly role: string;
@@ -33,6 +33,8 @@ export interface RenderOptions {
 
 /** Longest source of a template, in UTF-16 units; the longest in use have 20,000. */
 const LONGEST_SOURCE = 2 ** 20;
+/** A character takes at most four. */
+const MOST_BYTES = 4 * LONGEST_SOURCE;
 const LONGEST_MS = 3_000;
 /** Most entries of a list. */
 const MOST_ITEMS = 2 ** 16;
@@ -437,7 +439,7 @@ const Config = z.looseObject({
 
 async function readOwnFile(folder: string): Promise<string | undefined> {
   try {
-    return await readText(join(folder, TEMPLATE));
+    return await readText(join(folder, TEMPLATE), MOST_BYTES);
   } catch (error) {
     const missing = error instanceof FileError && (error.cause as NodeJS.ErrnoException)?.code === "ENOENT";
     if (missing) return undefined;
@@ -453,13 +455,7 @@ async function readOwnFile(folder: string): Promise<string | undefined> {
 export async function loadChatTemplate(folder: string): Promise<ChatTemplate | undefined> {
   const files = await readTokenizerFiles(folder);
   const path = tokenizerPaths(folder).config;
-  let json: unknown;
-  try {
-    json = JSON.parse(files.config);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
-  const parsed = Config.safeParse(json);
+  const parsed = Config.safeParse(parseTokenizerJson(path, files.config));
   if (!parsed.success) {
     const issue = parsed.error.issues[0];
     throw new FormatError({

@@ -90,8 +90,11 @@ export class SpmTokenizer implements Tokenizer {
       }
     }
     this.#matchers = {
-      all: new AddedTokenMatcher(added),
-      plain: new AddedTokenMatcher(added.filter((token) => !isControl(token))),
+      all: new AddedTokenMatcher(added, where),
+      plain: new AddedTokenMatcher(
+        added.filter((token) => !isControl(token)),
+        where,
+      ),
     };
     this.#addedIds = new Set(added.map(({ id }) => id));
     this.#specialIds = new Set(added.filter(({ special }) => special).map(({ id }) => id));

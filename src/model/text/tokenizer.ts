@@ -12,6 +12,7 @@ import { asCharacterTokenizer } from "./character-tokenizer.ts";
 import { withinTime } from "./time-limit.ts";
 import {
   type EncodeOptions,
+  parseTokenizerJson,
   readTokenizerFiles,
   type Tokenizer,
   type TokenizerFiles,
@@ -113,23 +114,15 @@ const TemplateProcessing = z.object({
 const PostProcessors = z.object({ type: z.literal("Sequence"), processors: z.array(z.unknown()) });
 
 /** Whether a post-processor of `tokenizer.json` begins every text with the token. */
-function prepends(token: string, postProcessor: unknown): boolean {
+export function prepends(token: string, postProcessor: unknown): boolean {
   const sequence = PostProcessors.safeParse(postProcessor);
   if (sequence.success) return sequence.data.processors.some((one) => prepends(token, one));
   const template = TemplateProcessing.safeParse(postProcessor);
   return template.success && template.data.single[0]?.SpecialToken?.id === token;
 }
 
-function parseJson(path: string, text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
-}
-
 function parseConfig(path: string, text: string): TokenizerConfig {
-  const parsed = TokenizerConfig.safeParse(parseJson(path, text));
+  const parsed = TokenizerConfig.safeParse(parseTokenizerJson(path, text));
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new FormatError({
@@ -202,7 +195,7 @@ function withoutControl(json: unknown): unknown {
  */
 export function parseTokenizer(files: TokenizerFiles, paths: TokenizerFiles): Tokenizer {
   const config = parseConfig(paths.config, files.config);
-  const json = parseJson(paths.tokenizer, files.tokenizer);
+  const json = parseTokenizerJson(paths.tokenizer, files.tokenizer);
   const postProcessor = (json as { post_processor?: unknown } | null)?.post_processor;
   const addsBos = config.add_bos_token ?? prepends(config.bos_token ?? "", postProcessor);
   const byConfig = (idOf: (token: string) => number | undefined): TokenRoles =>

@@ -10,7 +10,8 @@ import { architectureOf, ggufConfig } from "./config.ts";
 import { dequantizeInto } from "./dequantize.ts";
 import { Metadata } from "./metadata.ts";
 import { FREQUENCY_FACTORS, type NamedRecipe, type Recipe, tensorRecipes } from "./names.ts";
-import { type GgufFile, type GgufTensorInfo, openGguf } from "./reader.ts";
+import type { GgufFile, GgufTensorInfo } from "./reader.ts";
+import { openSplitGguf } from "./split.ts";
 import { type BlockLayout, type GgmlType, layoutOf } from "./types.ts";
 import { readVocabulary } from "./vocabulary.ts";
 
@@ -234,18 +235,16 @@ async function frequencyFactors(gguf: GgufFile): Promise<Float32Array | undefine
 }
 
 /**
- * Opens a model; tensors are read when asked for.
+ * Opens a model, in one file or several; tensors are read when asked for.
+ * @param file the first, where there are several
  * @throws FileError when the file cannot be read; FormatError naming what breaks the format, or has no counterpart in a
  *   Hugging Face model
  */
 export async function openGgufModel(file: string): Promise<GgufModel> {
-  const gguf = await openGguf(file);
+  const gguf = await openSplitGguf(file);
   try {
     const metadata = new Metadata(gguf);
     const architecture = architectureOf(metadata);
-    if (metadata.count("split.count", 1) > 1) {
-      metadata.fail("split.count", "must be 1 or absent: join the parts with llama-gguf-split --merge first");
-    }
     const vocabulary = readVocabulary(metadata);
     const config = ggufConfig(metadata, {
       tensors: gguf.tensors,
