@@ -27,6 +27,12 @@ export interface FoundModel {
   readonly run?: RunView;
 }
 
+/** The argument of commands that take any model. */
+export const MODEL_ARGUMENT = [
+  "<model>",
+  "a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under",
+] as const;
+
 const exists = (path: string): Promise<boolean> =>
   access(path).then(
     () => true,

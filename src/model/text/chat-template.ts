@@ -385,7 +385,8 @@ export function renderTemplate(
 /** The template of a model, with the tokens it names. */
 export class ChatTemplate {
   readonly source: string;
-  readonly #variables: Readonly<Record<string, unknown>>;
+  /** What the files say beside the messages. */
+  readonly variables: Readonly<Record<string, unknown>>;
   readonly #where: string;
 
   /**
@@ -397,7 +398,7 @@ export class ChatTemplate {
     options: { readonly variables?: Readonly<Record<string, unknown>>; readonly where?: string } = {},
   ) {
     this.source = source;
-    this.#variables = options.variables ?? {};
+    this.variables = options.variables ?? {};
     this.#where = options.where ?? "chat template";
   }
 
@@ -409,7 +410,7 @@ export class ChatTemplate {
     const { addGenerationPrompt = true, variables = {} } = options;
     return renderTemplate(
       this.source,
-      { ...this.#variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
+      { ...this.variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
       { where: this.#where },
     );
   }

@@ -1,6 +1,5 @@
 /** `pondera generate`: what a model writes after a prompt. */
 
-import { text as readAll } from "node:stream/consumers";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import { loadModel } from "../../../model/checkpoint/load.ts";
@@ -13,6 +12,7 @@ import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.
 import { findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
 import { completePrompt, promptsOf } from "../prompts.ts";
 import { printable } from "../text.ts";
+import { readStdin, STDIN, withoutLastBreak } from "../text-input.ts";
 
 interface GenerateOptions extends SamplingArguments {
   readonly model?: string;
@@ -31,10 +31,10 @@ const MOST_SLOTS = 64;
 
 /** The prompt as typed; from standard input without its last line break, which the shell or the editor put there. */
 async function readPrompt(options: GenerateOptions, io: Context): Promise<string> {
-  const prompt = options.prompt === "-" ? (await readAll(io.stdin)).replace(/\r?\n$/, "") : options.prompt;
+  const prompt = options.prompt === "-" ? withoutLastBreak(await readStdin(io)) : options.prompt;
   if (prompt !== "") return prompt;
   throw new ConfigError({
-    where: options.prompt === "-" ? "standard input" : "--prompt",
+    where: options.prompt === "-" ? STDIN : "--prompt",
     rule: "must hold a prompt",
     got: "nothing",
   });
