@@ -158,7 +158,7 @@ export interface OpenOptions {
 const HEAD_STEP = 16;
 
 /** The same model in a form the engine decodes: heads that are too narrow are widened. */
-function decodable({
+export function decodable({
   config,
   tensors,
 }: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {

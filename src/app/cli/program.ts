@@ -17,6 +17,7 @@ import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
 import { register as registerInspect } from "./commands/inspect.ts";
 import { register as registerModels } from "./commands/models.ts";
+import { register as registerPerplexity } from "./commands/perplexity.ts";
 import { register as registerPull } from "./commands/pull.ts";
 import { register as registerRender } from "./commands/render.ts";
 import { register as registerRuns } from "./commands/runs.ts";
@@ -62,6 +63,7 @@ export function createProgram(io: Context): Command {
   for (const register of [
     registerTrain,
     registerEval,
+    registerPerplexity,
     registerChat,
     registerGenerate,
     registerRuns,

@@ -9,6 +9,7 @@ describe("--help", () => {
     ["generate"],
     ["export"],
     ["inspect"],
+    ["perplexity"],
     ["tokenize"],
     ["render"],
     ["pull"],
