@@ -27,6 +27,8 @@ export interface GgufModel extends FloatSource {
   readonly config: Readonly<Record<string, unknown>>;
   /** Absent when the file has no tokenizer. */
   readonly vocabulary?: GgufVocabulary;
+  /** What the file says of itself, and its tensors as it stores them, by its own names. */
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   /** How a tensor is stored; undefined when it is put together from several. */
   typeOf(name: string): GgmlType | undefined;
   /**
@@ -91,6 +93,7 @@ class OpenGgufModel implements GgufModel {
   readonly file: string;
   readonly config: Readonly<Record<string, unknown>>;
   readonly vocabulary?: GgufVocabulary;
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   readonly shapes: ReadonlyMap<string, Shape>;
   readonly #gguf: GgufFile;
   readonly #recipes: ReadonlyMap<string, NamedRecipe>;
@@ -105,6 +108,7 @@ class OpenGgufModel implements GgufModel {
     this.config = config;
     if (vocabulary !== undefined) this.vocabulary = vocabulary;
     this.#gguf = gguf;
+    this.header = gguf;
     this.#recipes = recipes;
     this.shapes = new Map([...recipes].map(([name, { shape }]) => [name, shape]));
   }
