@@ -10,14 +10,15 @@ export interface ErrorParts {
   readonly rule: string;
   /** What was found instead, with the values that matter. */
   readonly got?: string;
-  /** What to do next, as a sentence without its full stop. */
+  /** What to do next, as a sentence without its full stop, or as a question with its mark. */
   readonly remedy?: string;
   readonly cause?: unknown;
 }
 
 function render(parts: ErrorParts): string {
   const got = parts.got === undefined ? "" : `; got ${parts.got}`;
-  const remedy = parts.remedy === undefined ? "" : ` ${parts.remedy.replace(/\.$/, "")}.`;
+  const remedy =
+    parts.remedy === undefined ? "" : ` ${/[.?!]$/.test(parts.remedy) ? parts.remedy : `${parts.remedy}.`}`;
   return `${parts.where}: ${parts.rule}${got}.${remedy}`;
 }
 

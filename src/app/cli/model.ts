@@ -4,19 +4,23 @@ import type { Stats } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
-import { FileError } from "../../base/errors.ts";
+import { ConfigError, FileError } from "../../base/errors.ts";
 import { recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
+import { architectureOf } from "../../model/arch/models.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
 import { padHeads } from "../../model/checkpoint/pad-heads.ts";
-import { Engine } from "../../model/engine/engine.ts";
+import { Engine, type TokenEngine } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
+import { acceptance, type Guesses, SpeculatingEngine, Speculator } from "../../model/engine/speculate.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
 import { tryModelName } from "../../model/store/name.ts";
+import { percent } from "../format.ts";
 import type { SamplingArguments } from "./arguments.ts";
 import type { Io } from "./io.ts";
 import { openStore } from "./store.ts";
+import { shellWord } from "./text.ts";
 
 export interface FoundModel {
   /** What people call it: the run's name, or the folder's. */
@@ -26,6 +30,12 @@ export interface FoundModel {
   /** The run that trained it, where that is known. */
   readonly run?: RunView;
 }
+
+/** The argument of commands that take any model. */
+export const MODEL_ARGUMENT = [
+  "<model>",
+  "a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under",
+] as const;
 
 const exists = (path: string): Promise<boolean> =>
   access(path).then(
@@ -92,7 +102,7 @@ export async function findModel(
       remedy:
         run.status === "running"
           ? "Wait for it"
-          : `Go on with it: pondera train --resume ${run.manifest.name}`,
+          : `Go on with it: pondera train --resume ${shellWord(run.path)}`,
     });
   }
   return { name: run.manifest.name, folder, run };
@@ -118,6 +128,47 @@ export function newTokensFor(
   return asked ?? GenerationConfig.parse(generationConfig).max_new_tokens ?? MOST_NEW_TOKENS;
 }
 
+/** `--speculate`, an option of commands that write text. */
+export const SPECULATE_OPTION = [
+  "--speculate",
+  "greedy, while the model's own head for the token after next guesses ahead: the same text in fewer passes",
+] as const;
+
+/** The temperature where guesses are made: 0, and nothing else may be asked for. @throws ConfigError where it is */
+export function greedyFor<T extends SamplingArguments & { readonly samples: number }>(asked: T): T {
+  const { temperature = 0, samples } = asked;
+  if (temperature !== 0) {
+    throw new ConfigError({
+      where: "--temperature",
+      rule: "must be 0 with --speculate: what is guessed is the likeliest token",
+      got: `${temperature}`,
+    });
+  }
+  if (samples !== 1) {
+    throw new ConfigError({
+      where: "--samples",
+      rule: "must be 1 with --speculate: greedy answers are all alike",
+      got: `${samples}`,
+    });
+  }
+  return { ...asked, temperature };
+}
+
+/** What guessing ahead has come to, with the figures people compare. */
+export function guessesReport(
+  guesses: Guesses,
+  tokens: number,
+): Guesses & { readonly acceptance: number; readonly tokensPerPass: number } {
+  return { ...guesses, acceptance: acceptance(guesses), tokensPerPass: tokens / guesses.passes };
+}
+
+/** `71.2 % of 1,234 guesses were right, 1.60 tokens a pass`. */
+export function guessesLine(guesses: Guesses, tokens: number): string {
+  const { acceptance: share, tokensPerPass, drafted } = guessesReport(guesses, tokens);
+  const of = `${percent(share)} of ${drafted.toLocaleString("en")} guesses were right`;
+  return `${of}, ${tokensPerPass.toFixed(2)} tokens a pass`;
+}
+
 /** How tokens are chosen: as asked, else as the model's `generation_config.json` says, else by their probabilities. */
 export function samplingFor(
   { generationConfig }: Pick<ModelFolder, "generationConfig">,
@@ -135,7 +186,9 @@ export function samplingFor(
 
 /** A model with an engine that decodes it. */
 export interface OpenModel extends ModelFolder {
-  readonly engine: Engine;
+  readonly engine: TokenEngine;
+  /** What guessing ahead has come to, where it was asked for. */
+  readonly guesses?: () => Guesses;
   readonly runtime: Runtime;
   dispose(): Promise<void>;
 }
@@ -146,30 +199,48 @@ export interface OpenOptions {
   readonly slots: number;
   /** Longest sequence wanted, prompt included; the model's own limit bounds it. */
   readonly positions: number;
+  /** Decode greedily, the model's head for the token after next guessing ahead. @default false */
+  readonly speculate?: boolean;
 }
 
 /** The multiple of whose widths the decoding kernel takes heads. */
 const HEAD_STEP = 16;
 
 /** The same model in a form the engine decodes: heads that are too narrow are widened. */
-function decodable({
+export function decodable({
   config,
   tensors,
 }: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {
   return config.modelType === "deepseek_v3" ? { config, tensors } : padHeads({ config, tensors }, HEAD_STEP);
 }
 
-/** @throws what loading the folder or the runtime throws */
+/** @throws ConfigError unless the model has a head for the token after next */
+function checkDraft({ config }: Pick<ModelFolder, "config">): void {
+  const architecture = architectureOf(config);
+  if (architecture.draft(config) !== undefined) return;
+  throw new ConfigError({
+    where: "--speculate",
+    rule: "needs a model that also predicts the token after next, such as DeepSeek-V3 with num_nextn_predict_layers 1",
+    got: `a ${architecture.name} that does not`,
+    remedy: "Leave it out",
+  });
+}
+
+/** @throws ConfigError when it is to guess ahead and cannot; what the runtime throws */
 export async function openModel(model: ModelFolder, options: OpenOptions): Promise<OpenModel> {
-  const { threads, slots, positions } = options;
+  const { threads, slots, positions, speculate = false } = options;
+  if (speculate) checkDraft(model);
   const runtime = await Runtime.create({ threads });
   const maxPositions = Math.min(positions, model.config.maxPositions);
   const { config, tensors } = decodable(model);
-  const engine = new Engine(runtime, config, { slots, maxPositions });
+  const engine = speculate
+    ? new SpeculatingEngine(new Speculator(runtime, config, { maxPositions }))
+    : new Engine(runtime, config, { slots, maxPositions });
   engine.adopt(deviceWeights(runtime, tensors));
   const dispose = async (): Promise<void> => {
     await engine.dispose();
     runtime.dispose();
   };
-  return { ...model, engine, runtime, dispose };
+  const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
+  return { ...model, engine, ...guesses, runtime, dispose };
 }

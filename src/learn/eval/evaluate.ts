@@ -1,6 +1,6 @@
 /** How often a model is right on given prompts. */
 
-import type { Engine } from "../../model/engine/engine.ts";
+import type { TokenEngine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import type { CompletionRecord, EvalSummary } from "../records/records.ts";
@@ -63,7 +63,7 @@ export async function recordOf<Row>(
  * @throws ConfigError when there is no example; TaskError when a reward breaks its contract
  */
 export async function evaluate<Row>(
-  engine: Engine,
+  engine: TokenEngine,
   tokenizer: Tokenizer,
   task: Task<Row>,
   examples: readonly Example<Row>[],

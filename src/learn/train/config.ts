@@ -9,7 +9,7 @@ import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
-import { POLICY_LOSSES } from "./losses.ts";
+import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "./losses.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
 const countOrNone = z.int("must be a whole number").min(0, "must be at least 0");
@@ -70,6 +70,7 @@ const PolicyStage = z.strictObject({
   loss: z.enum(POLICY_LOSSES),
   /** What an advantage is divided by: the spread of its group, of the batch, or nothing. */
   scaling: z.enum(["group", "batch", "none"]),
+  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `CLIP_BOUNDS` in losses.ts. */
   clipLow: nonNegative,
   clipHigh: nonNegative,
   /** Two-sided clipping: the largest ratio a negative advantage may be multiplied with. Absent: none. */
@@ -292,6 +293,27 @@ export function setOption(config: RunConfig, assignment: string): RunConfig {
   return withValue(config, path, value) as RunConfig;
 }
 
+/** A configuration with another policy loss, and the clip bounds that belong to it. */
+export function withLoss(config: RunConfig, loss: PolicyLossName): RunConfig {
+  return { ...config, rl: { ...config.rl, loss, ...CLIP_BOUNDS[loss] } };
+}
+
+/**
+ * A configuration with several fields set, one after another. A loss that is set brings its clip bounds, but for those that
+ * are set, too.
+ * @throws ConfigError as {@link setOption}
+ */
+export function setOptions(config: RunConfig, assignments: readonly string[]): RunConfig {
+  const set = assignments.reduce(setOption, config);
+  const isSet = (field: string): boolean =>
+    assignments.some((assignment) => assignment.split("=")[0]!.trim() === `rl.${field}`);
+  // A loss that does not exist is left to be refused with the whole.
+  const bounds: ClipBounds | undefined = isSet("loss") ? CLIP_BOUNDS[set.rl.loss] : undefined;
+  if (bounds === undefined) return set;
+  const theirs = Object.entries(bounds).filter(([field]) => !isSet(field));
+  return { ...set, rl: { ...set.rl, ...Object.fromEntries(theirs) } };
+}
+
 /** What a run's tensors, data or records depend on from its first step. */
 const FIXED = [
   "seed",
@@ -306,7 +328,7 @@ const FIXED = [
 
 /**
  * The configuration of a run that goes on with some fields set anew.
- * @throws ConfigError when a field may not change once a run has begun; as {@link setOption}, {@link parseRunConfig}
+ * @throws ConfigError when a field may not change once a run has begun; as {@link setOptions}, {@link parseRunConfig}
  */
 export function changedConfig(config: RunConfig, assignments: readonly string[]): RunConfig {
   for (const assignment of assignments) {
@@ -319,7 +341,7 @@ export function changedConfig(config: RunConfig, assignments: readonly string[])
       remedy: "Start a new run with it",
     });
   }
-  return parseRunConfig(assignments.reduce(setOption, config));
+  return parseRunConfig(setOptions(config, assignments));
 }
 
 function withValue(root: unknown, path: readonly string[], value: unknown): unknown {

@@ -66,26 +66,45 @@ async function openWeights(folder: string): Promise<FloatSource> {
 }
 
 /**
+ * Copies of the embedding and the head that published checkpoints of DeepSeek-V3 hold for the module that predicts the token
+ * after next, which shares the model's (arXiv:2412.19437 §2.2): `model.layers.61.embed_tokens.weight` and
+ * `model.layers.61.shared_head.head.weight`. They are not read.
+ */
+function sharedCopies(config: ModelConfig): string[] {
+  if (config.modelType !== "deepseek_v3") return [];
+  const { layers, draftLayers } = config;
+  return Array.from({ length: draftLayers }, (_, i) => `model.layers.${layers + i}`).flatMap((at) => [
+    `${at}.embed_tokens.weight`,
+    `${at}.shared_head.head.weight`,
+  ]);
+}
+
+/**
  * Names a file may hold beyond the model's own: rotary frequencies, which old conversions stored though they follow from the
- * config, and the head of a tied model, which must equal the embedding.
+ * config, the head of a tied model, which must equal the embedding, and copies of what is shared.
  */
 function isRedundant(name: string, config: ModelConfig): boolean {
-  return name.endsWith(".rotary_emb.inv_freq") || (config.tieEmbeddings && name === HEAD);
+  return (
+    name.endsWith(".rotary_emb.inv_freq") ||
+    (config.tieEmbeddings && name === HEAD) ||
+    sharedCopies(config).includes(name)
+  );
+}
+
+/** @throws FormatError unless the tensor is there with that shape */
+function checkShape(file: string, name: string, found: Shape | undefined, shape: Shape): void {
+  if (found !== undefined && sameShape(found, shape)) return;
+  throw new FormatError({
+    where: `${file}: ${name}`,
+    rule: `must have the shape [${shape.join(",")}] that the config asks for`,
+    got: found === undefined ? "no such tensor" : `[${found.join(",")}]`,
+  });
 }
 
 /** @throws FormatError naming the first tensor that is missing, of another shape or not the model's */
 function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: ModelConfig): void {
   const expected = new Map(modelParameters(config).map(({ name, shape }) => [name, shape]));
-  for (const [name, shape] of expected) {
-    const found = shapes.get(name);
-    if (found === undefined || !sameShape(found, shape)) {
-      throw new FormatError({
-        where: `${file}: ${name}`,
-        rule: `must have the shape [${shape.join(",")}] that the config asks for`,
-        got: found === undefined ? "no such tensor" : `[${found.join(",")}]`,
-      });
-    }
-  }
+  for (const [name, shape] of expected) checkShape(file, name, shapes.get(name), shape);
   for (const name of shapes.keys()) {
     if (!expected.has(name)) {
       throw new FormatError({
@@ -120,6 +139,10 @@ export async function readWeights(
 ): Promise<Record<string, HostArray<"f32">>> {
   const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
   checkTensors(source.file, new Map(own), config);
+  for (const name of sharedCopies(config)) {
+    const copy = source.shapes.get(name);
+    if (copy !== undefined) checkShape(source.file, name, copy, [config.vocabSize, config.hiddenSize]);
+  }
   const tensors: Record<string, HostArray<"f32">> = {};
   for (const { name } of modelParameters(config)) {
     tensors[name] = await source.readF32(name);

@@ -10,7 +10,7 @@ import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
 import { type AddedToken, AddedTokenMatcher, isControl, type Segment } from "./added-tokens.ts";
 import { BpeModel, type BpeVocabulary } from "./bpe-model.ts";
-import { concatBytes, fromByteCharacters, fromUtf8, utf8 } from "./byte-level.ts";
+import { concatBytes, fromByteCharacters, fromUtf8, spellBytes, utf8 } from "./byte-level.ts";
 import { byteLevelPreTokenizer, type PreTokenizer } from "./pre-tokenizer.ts";
 import {
   type EncodeOptions,
@@ -119,6 +119,10 @@ class BpeTokenizer implements Tokenizer {
       this.#bytes[id] = bytes;
     }
     return bytes;
+  }
+
+  piece(id: number): string {
+    return spellBytes(this.#bytesOf(id));
   }
 
   save(folder: string): Promise<void> {

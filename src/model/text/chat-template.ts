@@ -387,7 +387,8 @@ export function renderTemplate(
 /** The template of a model, with the tokens it names. */
 export class ChatTemplate {
   readonly source: string;
-  readonly #variables: Readonly<Record<string, unknown>>;
+  /** What the files say beside the messages. */
+  readonly variables: Readonly<Record<string, unknown>>;
   readonly #where: string;
 
   /**
@@ -399,7 +400,7 @@ export class ChatTemplate {
     options: { readonly variables?: Readonly<Record<string, unknown>>; readonly where?: string } = {},
   ) {
     this.source = source;
-    this.#variables = options.variables ?? {};
+    this.variables = options.variables ?? {};
     this.#where = options.where ?? "chat template";
   }
 
@@ -411,7 +412,7 @@ export class ChatTemplate {
     const { addGenerationPrompt = true, variables = {} } = options;
     return renderTemplate(
       this.source,
-      { ...this.#variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
+      { ...this.variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
       { where: this.#where },
     );
   }

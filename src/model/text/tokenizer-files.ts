@@ -40,6 +40,11 @@ export interface Tokenizer {
    * @throws FormatError on an id outside the vocabulary
    */
   decode(ids: readonly number[], options?: { readonly skipSpecial?: boolean }): string;
+  /**
+   * A token as it is spelled inside a text, its leading space included; bytes that are no whole characters as `<0xE2>` each.
+   * @throws FormatError on an id outside the vocabulary
+   */
+  piece(id: number): string;
   /** Writes `tokenizer.json` and `tokenizer_config.json`. @throws FileError when the folder may not be written to */
   save(folder: string): Promise<void>;
 }

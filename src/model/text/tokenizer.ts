@@ -73,19 +73,22 @@ class LibraryTokenizer implements Tokenizer {
 
   decode(ids: readonly number[], options: { readonly skipSpecial?: boolean } = {}): string {
     if (ids.length === 0) return ""; // The library takes no empty list.
-    for (const id of ids) {
-      if (this.#library.id_to_token(id) === undefined) {
-        throw new FormatError({
-          where: "token ids to decode",
-          rule: `must be in the vocabulary, below ${this.vocabSize}`,
-          got: `${id}`,
-        });
-      }
-    }
+    for (const id of ids) this.piece(id);
     return this.#library.decode([...ids], {
       skip_special_tokens: options.skipSpecial ?? false,
       // The text as the tokens spell it; the clean-up, made for WordPiece, would eat spaces before punctuation.
       clean_up_tokenization_spaces: false,
+    });
+  }
+
+  /** The library knows no text of a single token, so it is spelled as in the vocabulary. */
+  piece(id: number): string {
+    const token = this.#library.id_to_token(id);
+    if (token !== undefined) return token;
+    throw new FormatError({
+      where: "token ids to decode",
+      rule: `must be in the vocabulary, below ${this.vocabSize}`,
+      got: `${id}`,
     });
   }
 

@@ -23,7 +23,17 @@ import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
-import { type FoundModel, findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
+import {
+  type FoundModel,
+  findModel,
+  greedyFor,
+  guessesLine,
+  guessesReport,
+  newTokensFor,
+  openModel,
+  SPECULATE_OPTION,
+  samplingFor,
+} from "../model.ts";
 import { countdownGameOf } from "../prompts.ts";
 import { openNamedTask } from "../task.ts";
 import { printable } from "../text.ts";
@@ -39,6 +49,7 @@ interface EvalOptions {
   readonly limit?: number;
   readonly seed: number;
   readonly records?: string;
+  readonly speculate?: true;
   readonly runs: string;
   readonly threads: number;
   readonly json?: true;
@@ -167,7 +178,8 @@ function summaryLines(summary: EvalSummary, seconds: number, tokens: number): st
   ];
 }
 
-async function evaluateModel(name: string | undefined, options: EvalOptions, io: Context): Promise<void> {
+async function evaluateModel(name: string | undefined, asked: EvalOptions, io: Context): Promise<void> {
+  const options = asked.speculate ? greedyFor(asked) : asked;
   const found = await findModel(name, options.runs, io);
   const model = await loadModel(found.folder);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
@@ -185,7 +197,7 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   if (isInteractive(io.stderr, io.env)) {
     io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
   }
-  const open = await openModel(model, { threads, slots, positions });
+  const open = await openModel(model, { threads, slots, positions, speculate: options.speculate === true });
   const began = performance.now();
   let evaluation: Evaluation | undefined;
   try {
@@ -205,6 +217,7 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   const seconds = (performance.now() - began) / 1000;
   const { summary, records } = evaluation;
   const tokens = records.flat().reduce((sum, record) => sum + record.tokens, 0);
+  const guesses = open.guesses?.();
   if (options.records !== undefined) {
     const path = options.records;
     await writeFile(path, recordLines(evaluation, examples)).catch((error: unknown) => {
@@ -226,10 +239,12 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
       threads,
       seconds,
       tokensPerSecond: tokens / seconds,
+      ...(guesses === undefined ? {} : { speculation: guessesReport(guesses, tokens) }),
     });
     return;
   }
   const [title, ...rest] = [printable(heading), ...summaryLines(summary, seconds, tokens)];
+  if (guesses !== undefined) rest.push(`  ${"guessed".padEnd(8)} ${guessesLine(guesses, tokens)}`);
   if (trainable > 0) {
     const belong = trainable === 1 ? "belongs" : "belong";
     rest.push(`  ${trainable} of them ${belong} to the training split: the model may know the answers`);
@@ -271,6 +286,7 @@ export function register(program: Command, io: Context): void {
     )
     .option("--max-new-tokens <n>", "longest answer; as in training if left out", wholeNumber({ min: 1 }))
     .option("--seed <n>", "names the random numbers", wholeNumber(), 0)
+    .option(...SPECULATE_OPTION)
     .option("--records <file>", "also write every answer with its verdict, as JSONL")
     .option(...RUNS_OPTION)
     .addOption(threadsOption())

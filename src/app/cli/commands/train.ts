@@ -10,21 +10,23 @@ import {
   countdownOptions,
   parseRunConfig,
   type RunConfig,
-  setOption,
+  setOptions,
   withDepth,
+  withLoss,
 } from "../../../learn/train/config.ts";
-import { POLICY_LOSSES, type PolicyLossName } from "../../../learn/train/losses.ts";
+import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/train/losses.ts";
 import { PRESETS, type PresetName } from "../../../learn/train/presets.ts";
 import { resumeRun, startRun } from "../../../learn/train/run.ts";
 import { findRun } from "../../../learn/train/run-folder.ts";
 import type { RunOptions, RunOutcome } from "../../../learn/train/training.ts";
 import { writeReport } from "../../report/report.ts";
 import { wholeNumber } from "../arguments.ts";
-import { withExamples } from "../help.ts";
+import { DEFAULT_RUNS, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, isInteractive, writeJson } from "../io.ts";
 import { createTrainingView, type TrainingView } from "../live-view.ts";
 import { openNamedTask, reopenTask } from "../task.ts";
+import { shellWord } from "../text.ts";
 import { chat } from "./chat.ts";
 
 /** Longest answer in the chat that follows a run. */
@@ -49,19 +51,18 @@ interface TrainOptions {
 export function configFor(preset: PresetName, options: Partial<TrainOptions>): RunConfig {
   let config: RunConfig = PRESETS[preset].config;
   if (options.depth !== undefined) config = withDepth(config, options.depth);
-  const { loss, seed, steps, threads } = options;
+  if (options.loss !== undefined) config = withLoss(config, options.loss);
+  const { seed, steps, threads } = options;
   config = {
     ...config,
     ...(seed === undefined ? {} : { seed }),
     ...(threads === undefined ? {} : { threads }),
     rl: {
       ...config.rl,
-      ...(loss === undefined ? {} : { loss }),
       ...(steps === undefined ? {} : { steps }),
     },
   };
-  for (const assignment of options.set ?? []) config = setOption(config, assignment);
-  return parseRunConfig(config);
+  return parseRunConfig(setOptions(config, options.set ?? []));
 }
 
 /** Its game, with enough held-out puzzles for what it measures. */
@@ -141,7 +142,11 @@ async function train(
   checkArguments(task, options, command);
   // The view goes to standard error where standard output is to hold the result as JSON.
   const stream = options.json ? io.stderr : io.stdout;
-  const view: TrainingView = createTrainingView({ stream, isTTY: isInteractive(stream, io.env) });
+  const view: TrainingView = createTrainingView({
+    stream,
+    isTTY: isInteractive(stream, io.env),
+    ...(options.out === DEFAULT_RUNS ? {} : { runs: options.out }),
+  });
   const onFirst = (): void => view.note("Stopping after this step; once more to stop at once.");
   let outcome: RunOutcome;
   try {
@@ -150,7 +155,10 @@ async function train(
       return task === undefined ? goOn(options.resume!, options, run) : begin(task, options, run);
     });
     if (outcome.kind === "finished") view.finish(outcome.result);
-    else view.note(`Stopped. Go on with: pondera train --resume ${relative(process.cwd(), outcome.path)}`);
+    else {
+      const path = shellWord(relative(process.cwd(), outcome.path));
+      view.note(`Stopped. Go on with: pondera train --resume ${path}`);
+    }
   } finally {
     view.stop();
   }
@@ -166,6 +174,10 @@ async function train(
 
 export function register(program: Command, io: Context): void {
   const presets = Object.entries(PRESETS).map(([name, { summary }]) => `  ${name.padEnd(7)} ${summary}`);
+  const bounds = POLICY_LOSSES.map((loss) => {
+    const { clipLow, clipHigh } = CLIP_BOUNDS[loss];
+    return `${loss} ${clipLow >= 1 ? `up to ${1 + clipHigh}` : `${clipLow}/${clipHigh}`}`;
+  }).join(", ");
   const command = program
     .command("train")
     .summary("teach a model to reason on a task whose answers can be checked")
@@ -180,7 +192,11 @@ export function register(program: Command, io: Context): void {
         .default("quick"),
     )
     .option("--depth <n>", "layers; sets width, heads, rates and batch with it", wholeNumber({ min: 1 }))
-    .addOption(new Option("--loss <name>", "policy loss").choices([...POLICY_LOSSES]))
+    .addOption(
+      new Option("--loss <name>", `policy loss, with the clip bounds of its paper: ${bounds}`).choices([
+        ...POLICY_LOSSES,
+      ]),
+    )
     .option("--seed <n>", "names every random number of the run", wholeNumber())
     .option("--steps <n>", "steps of reinforcement learning", wholeNumber({ min: 0 }))
     .option("--threads <n>", "threads to compute with", wholeNumber({ min: 1 }))
@@ -190,7 +206,7 @@ export function register(program: Command, io: Context): void {
       (assignment: string, all: readonly string[] = []) => [...all, assignment],
     )
     .option("--name <name>", "the run's name")
-    .option("--out <folder>", "folder that holds the runs", "runs")
+    .option("--out <folder>", "folder that holds the runs", DEFAULT_RUNS)
     .option("--resume <run>", "go on with a run that was stopped or killed: its name or folder")
     .option("--no-chat", "do not open a chat with the new model at the end")
     .option("--json", "the result as one object on standard output, progress on standard error")

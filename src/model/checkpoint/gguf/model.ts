@@ -28,6 +28,8 @@ export interface GgufModel extends FloatSource {
   readonly config: Readonly<Record<string, unknown>>;
   /** Absent when the file has no tokenizer. */
   readonly vocabulary?: GgufVocabulary;
+  /** What the file says of itself, and its tensors as it stores them, by its own names. */
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   /** How a tensor is stored; undefined when it is put together from several. */
   typeOf(name: string): GgmlType | undefined;
   /**
@@ -92,6 +94,7 @@ class OpenGgufModel implements GgufModel {
   readonly file: string;
   readonly config: Readonly<Record<string, unknown>>;
   readonly vocabulary?: GgufVocabulary;
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   readonly shapes: ReadonlyMap<string, Shape>;
   readonly #gguf: GgufFile;
   readonly #recipes: ReadonlyMap<string, NamedRecipe>;
@@ -106,6 +109,7 @@ class OpenGgufModel implements GgufModel {
     this.config = config;
     if (vocabulary !== undefined) this.vocabulary = vocabulary;
     this.#gguf = gguf;
+    this.header = gguf;
     this.#recipes = recipes;
     this.shapes = new Map([...recipes].map(([name, { shape }]) => [name, shape]));
   }
