@@ -17,6 +17,7 @@ import {
   type ParsedModelConfig,
   parseModelConfig,
 } from "../arch/models.ts";
+import type { ChatTemplate } from "../text/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { tokenizerPaths } from "../text/tokenizer-files.ts";
 import type { FloatSource } from "./float-source.ts";
@@ -248,7 +249,7 @@ export interface WritableModel {
   /** The tokens that end a text, where `generationConfig` names none. @default the tokenizer's end token */
   readonly stopIds?: readonly number[];
   /** A Jinja template, where the tokenizer's files have none of their own. */
-  readonly chatTemplate?: string;
+  readonly chatTemplate?: Pick<ChatTemplate, "source">;
 }
 
 function tokenIds({ bosId, eosId, padId }: Tokenizer): Record<string, number> {
@@ -285,7 +286,7 @@ export async function writeModelFiles(folder: string, model: WritableModel): Pro
   await model.tokenizer.save(folder);
   if (model.chatTemplate === undefined) return;
   const file = tokenizerPaths(folder).config;
-  const config = { chat_template: model.chatTemplate, ...((await readJson(file)) as object) };
+  const config = { chat_template: model.chatTemplate.source, ...((await readJson(file)) as object) };
   await writeFileAtomic(file, text(config));
 }
 

@@ -97,7 +97,7 @@ describe("pondera export", () => {
     const { config, tensors, tokenizer } = model;
     await saveModelGguf(
       file,
-      { config, tensors, tokenizer, extra: {}, chatTemplate: "{{ x }}" },
+      { config, tensors, tokenizer, extra: {}, chatTemplate: { source: "{{ x }}" } },
       { type: "F32" },
     );
     for (const format of ["hf", "onnx"]) {
