@@ -17,6 +17,7 @@ import {
   type ParsedModelConfig,
   parseModelConfig,
 } from "../arch/models.ts";
+import { CHAT_TEMPLATE, type ChatTemplate } from "../text/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import type { FloatSource } from "./float-source.ts";
 import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
@@ -216,6 +217,7 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
  * @param model.tensors  exactly the tensors of {@link modelParameters}
  * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
  * @param model.generationConfig  written over the same ids. @default nothing more
+ * @param model.chatTemplate      how the model reads a conversation, in a file of its own. @default the tokenizer's files say
  * @param model.maxShardBytes     weights beyond that are written as several files. @default 5 GB
  * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
  *   tensors are not those of the config; FileError when the folder cannot be written
@@ -228,6 +230,7 @@ export async function saveModelFolder(
     readonly tokenizer: Tokenizer;
     readonly extra?: Readonly<Record<string, unknown>>;
     readonly generationConfig?: Readonly<Record<string, unknown>>;
+    readonly chatTemplate?: Pick<ChatTemplate, "source">;
     readonly maxShardBytes?: number;
   },
 ): Promise<void> {
@@ -247,6 +250,8 @@ export async function saveModelFolder(
     await writeFileAtomic(join(partial, CONFIG), text(configJson));
     await writeFileAtomic(join(partial, GENERATION), text({ ...ids, ...model.generationConfig }));
     await tokenizer.save(partial);
+    if (model.chatTemplate !== undefined)
+      await writeFileAtomic(join(partial, CHAT_TEMPLATE), model.chatTemplate.source);
     // Transformers refuses a file that does not name its framework.
     await writeSharded(partial, tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
   });

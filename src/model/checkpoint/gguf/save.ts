@@ -11,6 +11,7 @@ import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import type { HostArray } from "../../../compute/tensor/host.ts";
 import { modelConfigJson, type ParsedModelConfig } from "../../arch/models.ts";
+import type { ChatTemplate } from "../../text/chat-template.ts";
 import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
 import type { Tokenizer } from "../../text/tokenizer.ts";
 import { readTokenizerFiles, tokenizerPaths } from "../../text/tokenizer-files.ts";
@@ -236,14 +237,14 @@ export async function saveModelGguf(
   model: ParsedModelConfig & {
     readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
     readonly tokenizer: Tokenizer;
-    /** Where the tokenizer's files have none of their own. */
-    readonly chatTemplate?: string;
+    /** Written instead of the one in the tokenizer's files. */
+    readonly chatTemplate?: Pick<ChatTemplate, "source">;
   },
   options: GgufOptions,
 ): Promise<void> {
   const { chatTemplate, tensors } = model;
   const vocabulary = await vocabularyOf(model.tokenizer);
-  const template = vocabulary.chatTemplate ?? chatTemplate;
+  const template = chatTemplate?.source ?? vocabulary.chatTemplate;
   await saveGguf(
     file,
     {

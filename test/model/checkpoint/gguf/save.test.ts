@@ -210,7 +210,7 @@ describe("loadModel", () => {
       config: CONFIG,
       stopIds: [2, 3],
       generationConfig: {},
-      chatTemplate: "{{ x }}",
+      chatTemplate: { source: "{{ x }}" },
     });
     expect(model.extra).toMatchObject({ bos_token_id: 1, eos_token_id: 2, pad_token_id: 0 });
     expect(model.tokenizer).toMatchObject({ vocabSize: 40, bosId: 1, eosId: 2, addsBos: true });
