@@ -248,7 +248,7 @@ export interface WritableModel {
   readonly generationConfig?: Readonly<Record<string, unknown>>;
   /** The tokens that end a text, where `generationConfig` names none. @default the tokenizer's end token */
   readonly stopIds?: readonly number[];
-  /** A Jinja template, where the tokenizer's files have none of their own. */
+  /** How the model reads a conversation. @default the tokenizer's files say */
   readonly chatTemplate?: Pick<ChatTemplate, "source">;
 }
 
@@ -286,7 +286,7 @@ export async function writeModelFiles(folder: string, model: WritableModel): Pro
   await model.tokenizer.save(folder);
   if (model.chatTemplate === undefined) return;
   const file = tokenizerPaths(folder).config;
-  const config = { chat_template: model.chatTemplate.source, ...((await readJson(file)) as object) };
+  const config = { ...((await readJson(file)) as object), chat_template: model.chatTemplate.source };
   await writeFileAtomic(file, text(config));
 }
 

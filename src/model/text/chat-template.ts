@@ -418,7 +418,8 @@ export class ChatTemplate {
   }
 }
 
-const TEMPLATE = "chat_template.jinja";
+/** The file that holds a template alone; it goes before one in the tokenizer's config. */
+const CHAT_TEMPLATE = "chat_template.jinja";
 
 const SpecialToken = z.union([
   z.string(),
@@ -440,7 +441,7 @@ const Config = z.looseObject({
 
 async function readOwnFile(folder: string): Promise<string | undefined> {
   try {
-    return await readText(join(folder, TEMPLATE), MOST_BYTES);
+    return await readText(join(folder, CHAT_TEMPLATE), MOST_BYTES);
   } catch (error) {
     const missing = error instanceof FileError && (error.cause as NodeJS.ErrnoException)?.code === "ENOENT";
     if (missing) return undefined;
@@ -473,6 +474,6 @@ export async function loadChatTemplate(folder: string): Promise<ChatTemplate | u
   );
   return new ChatTemplate(source, {
     variables,
-    where: own === undefined ? `${path}: chat_template` : join(folder, TEMPLATE),
+    where: own === undefined ? `${path}: chat_template` : join(folder, CHAT_TEMPLATE),
   });
 }

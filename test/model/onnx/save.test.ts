@@ -153,7 +153,12 @@ describe("the folder", () => {
     JSON.parse(await readFile(join(folder, file), "utf8")) as Record<string, unknown>;
 
   it("holds what transformers.js looks for", async () => {
-    const folder = await exported({ ...tiny, stopIds: [3, 4], extra: { note: 1 }, chatTemplate: "{{ x }}" });
+    const folder = await exported({
+      ...tiny,
+      stopIds: [3, 4],
+      extra: { note: 1 },
+      chatTemplate: { source: "{{ x }}" },
+    });
     expect((await readdir(folder)).sort()).toEqual([
       "config.json",
       "generation_config.json",
