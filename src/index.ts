@@ -94,12 +94,14 @@ export type {
   Stage,
   StepMetrics,
 } from "./learn/records/records.ts";
+export type { BasePlace } from "./learn/train/base-model.ts";
 export {
   parseRunConfig,
   type RunConfig,
   setOption,
   setOptions,
   withDepth,
+  withLora,
   withLoss,
 } from "./learn/train/config.ts";
 export { PRESETS, type Preset, type PresetName, presetNamed } from "./learn/train/presets.ts";

@@ -51,6 +51,10 @@ const statOf = (path: string): Promise<Stats | undefined> =>
 
 const MODEL = "model";
 
+/** Whether a folder holds a model, or adapters to one. */
+const holdsModel = async (folder: string): Promise<boolean> =>
+  (await exists(join(folder, "config.json"))) || (await exists(join(folder, "adapter_config.json")));
+
 /** A pulled model of that name. */
 async function findStored(name: string, env: Io["env"]): Promise<FoundModel | undefined> {
   const parsed = tryModelName(name);
@@ -71,7 +75,7 @@ export async function findModel(
   if (name !== undefined) {
     if ((await statOf(name))?.isFile()) return { name: basename(name, ".gguf"), folder: resolve(name) };
     await recoverFolder(name);
-    if (await exists(join(name, "config.json"))) {
+    if (await holdsModel(name)) {
       const folder = resolve(name);
       const parent = dirname(folder);
       if (basename(folder) !== MODEL || !(await exists(join(parent, "run.json")))) {
@@ -86,15 +90,15 @@ export async function findModel(
     if (!isRun && (await statOf(name))?.isDirectory()) {
       throw new FileError({
         where: name,
-        rule: "must be a model's folder, with config.json, or a run's, with run.json",
-        got: "a folder with neither",
+        rule: "must be a model's folder, with config.json, adapters, with adapter_config.json, or a run's, with run.json",
+        got: "a folder with none of them",
       });
     }
   }
   const run = await readRun(await findRun(runs, name));
   const folder = join(run.path, MODEL);
   await recoverFolder(folder);
-  if (!(await exists(join(folder, "config.json")))) {
+  if (!(await holdsModel(folder))) {
     throw new FileError({
       where: run.path,
       rule: "the run must have finished: its model is written at the end",

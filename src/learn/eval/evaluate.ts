@@ -5,6 +5,7 @@ import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import type { CompletionRecord, EvalSummary } from "../records/records.ts";
 import { type Judgement, judge } from "../tasks/judge.ts";
+import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Example, Judged, Task } from "../tasks/task.ts";
 import { summarize } from "./statistics.ts";
 
@@ -18,6 +19,8 @@ export interface EvaluateOptions {
   readonly seed: number;
   /** Tokens that end a completion. @default the tokenizer's end */
   readonly stopIds?: readonly number[];
+  /** How the model is given a prompt. @default as text */
+  readonly write?: PromptWriter;
   readonly signal?: AbortSignal;
 }
 
@@ -70,8 +73,9 @@ export async function evaluate<Row>(
   options: EvaluateOptions,
 ): Promise<Evaluation> {
   const { samples = 1, temperature = 1, topP = 1, maxNewTokens, seed, signal } = options;
-  const requests = examples.map(({ prompt }, index) => ({
-    prompt: encodePrompt(tokenizer, prompt),
+  const { write = asText } = options;
+  const requests = examples.map((example, index) => ({
+    prompt: encodePrompt(tokenizer, write(example)),
     samples,
     seed,
     path: [EVALUATION_STREAM, index],

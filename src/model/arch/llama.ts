@@ -20,8 +20,9 @@ import {
 import { attention } from "../../compute/ops/attention.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
-import { linear, packedCausalMask, swiglu } from "../nn/layers.ts";
+import { linear, type Matrix, packedCausalMask, swiglu } from "../nn/layers.ts";
 import { type Llama3Scaling, rotaryTables } from "../nn/rope.ts";
+import { type AdapterConfig, adapterNames, adapterParameters, checkAdapters, isAdapted } from "./adapters.ts";
 import {
   type Architecture,
   type CacheSpec,
@@ -56,6 +57,8 @@ export interface LlamaConfig {
   readonly maxPositions: number;
   /** The output head is the embedding. */
   readonly tieEmbeddings: boolean;
+  /** Adapters beside the matrices: what is trained where they are. No file's config has any. @default none */
+  readonly adapters?: AdapterConfig;
 }
 
 const EMBEDDING = "model.embed_tokens.weight";
@@ -95,6 +98,7 @@ export function checkLlamaConfig(config: LlamaConfig): void {
   if (config.headDim % 2 !== 0) fail("headDim", "must be even, for rotary pairs");
   if (!(config.rmsNormEpsilon > 0)) fail("rmsNormEpsilon", "must be positive");
   if (!(config.ropeTheta > 0)) fail("ropeTheta", "must be positive");
+  if (config.adapters !== undefined) checkAdapters(config.adapters);
 }
 
 /** @throws ConfigError when heads have a width that the attention kernel does not take */
@@ -108,7 +112,7 @@ function checkLlamaDecoding({ headDim }: LlamaConfig): void {
   });
 }
 
-/** Every tensor of the model, in order. */
+/** Every tensor of the model, in order; those of adapters come last. */
 export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   const { hiddenSize: C, intermediateSize: F, heads, kvHeads, headDim: D, vocabSize: V, layers: L } = config;
   // Matrices keep the scale of their input; those that write to the residual stream are smaller, by depth (GPT-2).
@@ -155,6 +159,7 @@ export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   specs.push({ name: "model.norm.weight", shape: [C], kind: "norm", initialStd: 0 });
   if (!config.tieEmbeddings)
     specs.push({ name: "lm_head.weight", shape: [V, C], kind: "head", initialStd: 0.1 * into });
+  if (config.adapters !== undefined) specs.push(...adapterParameters(specs, config.adapters));
   return specs;
 }
 
@@ -170,16 +175,26 @@ export function initializeLlama(
 
 const weightOf = (weights: Weights, name: string): Value => weightFor(weights, name, "llama");
 
-/** The tensors of one layer, by name without the layer's; biases only where the model has them. */
+/** The tensors of one layer, by name without the layer's; biases and adapters only where the model has them. */
 interface LayerWeights {
-  readonly weight: (name: string) => Value;
+  readonly norm: (name: string) => Value;
+  readonly matrix: (name: string) => Matrix;
   readonly bias: (name: string) => Value | undefined;
 }
 
 function layerWeights(weights: Weights, layer: number, config: LlamaConfig): LayerWeights {
   const at = `model.layers.${layer}`;
+  const { adapters } = config;
   return {
-    weight: (name) => weightOf(weights, `${at}.${name}.weight`),
+    norm: (name) => weightOf(weights, `${at}.${name}.weight`),
+    matrix(name) {
+      const full = `${at}.${name}.weight`;
+      const weight = weightOf(weights, full);
+      if (adapters === undefined || !isAdapted(full, adapters)) return weight;
+      const { a, b } = adapterNames(full);
+      const scale = adapters.alpha / adapters.rank;
+      return { weight, a: weightOf(weights, a), b: weightOf(weights, b), scale };
+    },
     bias: (name) => (config.modelType === "qwen2" ? weightOf(weights, `${at}.${name}.bias`) : undefined),
   };
 }
@@ -189,17 +204,17 @@ function layerWeights(weights: Weights, layer: number, config: LlamaConfig): Lay
  */
 function block(
   x: Value,
-  { weight: w, bias }: LayerWeights,
+  { norm, matrix, bias }: LayerWeights,
   epsilon: number,
   attend: (q: Value, k: Value, v: Value) => Value,
 ): Value {
-  const normed = rmsNorm(x, w("input_layernorm"), { epsilon });
+  const normed = rmsNorm(x, norm("input_layernorm"), { epsilon });
   const [q, k, v] = ["q", "k", "v"].map((name) =>
-    linear(normed, w(`self_attn.${name}_proj`), bias(`self_attn.${name}_proj`)),
+    linear(normed, matrix(`self_attn.${name}_proj`), bias(`self_attn.${name}_proj`)),
   ) as [Value, Value, Value];
-  const attended = add(x, linear(attend(q, k, v), w("self_attn.o_proj")));
-  const hidden = rmsNorm(attended, w("post_attention_layernorm"), { epsilon });
-  const weights = { gate: w("mlp.gate_proj"), up: w("mlp.up_proj"), down: w("mlp.down_proj") };
+  const attended = add(x, linear(attend(q, k, v), matrix("self_attn.o_proj")));
+  const hidden = rmsNorm(attended, norm("post_attention_layernorm"), { epsilon });
+  const weights = { gate: matrix("mlp.gate_proj"), up: matrix("mlp.up_proj"), down: matrix("mlp.down_proj") };
   return add(attended, swiglu(hidden, weights));
 }
 
@@ -208,9 +223,9 @@ function finalNorm(x: Value, weights: Weights, config: LlamaConfig): Value {
   return rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
 }
 
-/** Output head. @param hidden after the final norm, [rows, C]; @returns logits [rows, V] */
-function head(hidden: Value, weights: Weights, config: LlamaConfig): Value {
-  return linear(hidden, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
+/** The output head, [V, C]. */
+function headOf(weights: Weights, config: LlamaConfig): Value {
+  return weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight");
 }
 
 /**
@@ -241,7 +256,8 @@ function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig):
     });
   }
   const hidden = finalNorm(x, weights, config);
-  return { logits: head(hidden, weights, config), hidden, routing: [] };
+  const head = headOf(weights, config);
+  return { logits: linear(hidden, head), hidden, head, routing: [] };
 }
 
 /** Names of the cache tensors of a layer: graph inputs, and with `Next` the outputs that share their memory. */
@@ -285,7 +301,7 @@ export function llamaDecode(
   }
   // The norm is of rows, so that those not wanted cost little, and nothing where nobody reads `hidden`.
   const wanted = inputs.last === undefined ? x : gatherRows(x, inputs.last);
-  const logits = head(finalNorm(wanted, weights, config), weights, config);
+  const logits = linear(finalNorm(wanted, weights, config), headOf(weights, config));
   return { logits, hidden: finalNorm(x, weights, config), caches: extended };
 }
 

@@ -1,7 +1,9 @@
-/** A model from whatever a person has: a folder in Hugging Face layout, or a GGUF file. */
+/** A model from whatever a person has: a folder in Hugging Face layout, a GGUF file, or a folder of adapters to a model. */
 
+import { FormatError } from "../../base/errors.ts";
 import { parseModelConfig } from "../arch/models.ts";
 import { type ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
+import { isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
 import { checkVocabulary, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
 import { openGgufModel } from "./gguf/model.ts";
 import { ggufText, isModelFolder } from "./model-text.ts";
@@ -35,12 +37,32 @@ async function loadFolder(folder: string): Promise<LoadedModel> {
   return chatTemplate === undefined ? model : { ...model, chatTemplate };
 }
 
+/** The base of adapters with the adapters taken in. */
+async function loadAdapted(folder: string): Promise<LoadedModel> {
+  const adapters = await loadAdapterFolder(folder);
+  if ((await isModelFolder(adapters.base)) && (await isAdapterFolder(adapters.base))) {
+    throw new FormatError({
+      where: `${folder}: base_model_name_or_path`,
+      rule: "must name a model",
+      got: "adapters to another",
+      remedy: "Merge those first: pondera export",
+    });
+  }
+  const model = await loadPlain(adapters.base);
+  const generationConfig = { ...model.generationConfig, ...adapters.generationConfig };
+  return { ...model, generationConfig, tensors: withAdaptersMerged(folder, model.tensors, adapters) };
+}
+
+const loadPlain = async (path: string): Promise<LoadedModel> =>
+  (await isModelFolder(path)) ? loadFolder(path) : loadGguf(path);
+
 /**
  * A whole model.
  * @param path a folder, or a GGUF file
- * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link loadChatTemplate}, {@link openGgufModel}
- *   and {@link ggufText}
+ * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link loadChatTemplate}, {@link openGgufModel},
+ *   {@link ggufText} and {@link loadAdapterFolder}
  */
 export async function loadModel(path: string): Promise<LoadedModel> {
-  return (await isModelFolder(path)) ? await loadFolder(path) : await loadGguf(path);
+  const adapted = (await isModelFolder(path)) && (await isAdapterFolder(path));
+  return adapted ? loadAdapted(path) : loadPlain(path);
 }

@@ -122,6 +122,8 @@ export class Engine implements TokenEngine {
   readonly #caches: readonly DeviceTensor<"f32">[];
   /** Decoders by batch size, for each set of weights seen: a trainer alternates between two. */
   readonly #decoders = new WeakMap<DeviceTensor, Map<number, Decoder>>();
+  /** The tensor by which sets of weights are told apart: one that every training moves, adapters' among them. */
+  readonly #mark: string;
   #weights: WeightTensors | undefined;
   #busy = false;
 
@@ -148,6 +150,7 @@ export class Engine implements TokenEngine {
     this.maxPositions = maxPositions;
     this.#runtime = runtime;
     this.#programs = new ProgramCache(runtime);
+    this.#mark = this.#architecture.parameters(config).at(-1)!.name;
     this.#cacheSpecs = this.#architecture.caches(config);
     this.#caches = this.#cacheSpecs.map((spec) =>
       runtime.tensor("f32", cacheShapeOf(spec, this.slots, maxPositions)),
@@ -361,11 +364,11 @@ export class Engine implements TokenEngine {
   }
 
   async #decoder(B: number, weights: WeightTensors): Promise<Decoder> {
-    const first = weights["model.embed_tokens.weight"]!;
-    let known = this.#decoders.get(first);
+    const mark = weights[this.#mark]!;
+    let known = this.#decoders.get(mark);
     if (known === undefined) {
       known = new Map();
-      this.#decoders.set(first, known);
+      this.#decoders.set(mark, known);
     }
     let decoder = known.get(B);
     if (decoder === undefined) {

@@ -8,6 +8,7 @@ import {
   equal,
   less,
   matmul,
+  mul,
   not,
   reshape,
   transposeLast,
@@ -22,9 +23,30 @@ import { i32 } from "../../compute/tensor/host.ts";
  */
 const MASKED = -1e30;
 
-/** x · Wᵀ, plus a bias where there is one. @param x [rows, in]; @param weight [out, in]; @param bias [out] */
-export function linear(x: Value, weight: Value, bias?: Value): Value {
-  const product = matmul(x, transposeLast(weight));
+/** A matrix [out, in] with a low-rank adapter beside it (arXiv:2106.09685): a [r, in], b [out, r]. */
+export interface AdaptedMatrix {
+  readonly weight: Value;
+  readonly a: Value;
+  readonly b: Value;
+  /** α/r. */
+  readonly scale: number;
+}
+
+export type Matrix = Value | AdaptedMatrix;
+
+/**
+ * x · Wᵀ, plus scale · (x · Aᵀ) · Bᵀ where there is an adapter, plus a bias where there is one.
+ * @param x [rows, in]; @param matrix [out, in]; @param bias [out]
+ */
+export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
+  let product: Value;
+  if ("weight" in matrix) {
+    const { weight, a, b, scale } = matrix;
+    const low = mul(matmul(x, transposeLast(a)), scale); // [rows, r]
+    product = add(matmul(x, transposeLast(weight)), matmul(low, transposeLast(b)));
+  } else {
+    product = matmul(x, transposeLast(matrix));
+  }
   return bias === undefined ? product : add(product, bias);
 }
 
@@ -34,7 +56,7 @@ export function linear(x: Value, weight: Value, bias?: Value): Value {
  */
 export function swiglu(
   x: Value,
-  weights: { readonly gate: Value; readonly up: Value; readonly down: Value },
+  weights: { readonly gate: Matrix; readonly up: Matrix; readonly down: Matrix },
 ): Value {
   return linear(gatedSilu(linear(x, weights.gate), linear(x, weights.up)), weights.down);
 }

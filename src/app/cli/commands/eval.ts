@@ -8,11 +8,11 @@ import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
 import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
 import type { EvalSummary } from "../../../learn/records/records.ts";
-import { contentKey, splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
-import { COUNTDOWN_GAMES, type CountdownGame } from "../../../learn/tasks/countdown/task.ts";
-import { puzzlePrompt } from "../../../learn/tasks/countdown/traces.ts";
+import { splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
+import { COUNTDOWN_GAMES, type CountdownGame, puzzleExample } from "../../../learn/tasks/countdown/task.ts";
 import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
 import { jsonl } from "../../../learn/tasks/jsonl.ts";
+import { asChat, asText } from "../../../learn/tasks/prompts.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
 import type { ModelFolder } from "../../../model/checkpoint/folder.ts";
@@ -69,6 +69,10 @@ const PuzzleRow = z.looseObject({
 const PromptRow = z.looseObject({
   id: z.union([z.string(), z.number()]).optional(),
   prompt: z.string().min(1),
+  messages: z
+    .array(z.looseObject({ role: z.string(), content: z.unknown() }))
+    .min(1)
+    .optional(),
 });
 
 /** A row of a data file, checked. @throws FormatError naming the line and the field */
@@ -90,10 +94,11 @@ async function readExamples(
     const where = `${file}:${line}`;
     if (isCountdown) {
       const row = checked(PuzzleRow, "{numbers, target}", where, value);
-      return { id: `${row.id ?? contentKey(row)}`, prompt: puzzlePrompt(row), row };
+      return puzzleExample(row, row.id);
     }
     const row = checked(PromptRow, "{prompt, …}", where, value);
-    return { id: `${row.id ?? line}`, prompt: row.prompt, row };
+    const { id = line, prompt, messages } = row;
+    return { id: `${id}`, prompt, ...(messages === undefined ? {} : { messages }), row };
   };
   const examples: Example<unknown>[] = [];
   for await (const example of jsonl(file, toExample)) if (examples.push(example) >= limit) break;
@@ -187,8 +192,9 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   // As the model was measured when it was trained, so that measuring again gives the same number.
   const { temperature, topP } = samplingFor(model, options);
   const maxNewTokens = newTokensFor(model, options.maxNewTokens ?? task.maxNewTokens);
+  const ask = found.run?.manifest.config["prompts"] === "text" ? asText : asChat(model.chatTemplate);
   const longest = examples.reduce(
-    (n, { prompt }) => Math.max(n, encodePrompt(model.tokenizer, prompt).length),
+    (n, example) => Math.max(n, encodePrompt(model.tokenizer, ask(example)).length),
     0,
   );
   const positions = longest + maxNewTokens;
@@ -203,8 +209,9 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   try {
     evaluation = await interruptible({ onFirst() {} }, async (signal) => {
       try {
-        const limits = { samples, temperature, topP, maxNewTokens, seed, stopIds: model.stopIds, signal };
-        return await evaluate(open.engine, model.tokenizer, task, examples, limits);
+        const limits = { samples, temperature, topP, maxNewTokens, seed };
+        const how = { ...limits, write: ask, stopIds: model.stopIds, signal };
+        return await evaluate(open.engine, model.tokenizer, task, examples, how);
       } catch (error) {
         if (signal.aborted && error === signal.reason) return undefined;
         throw error;

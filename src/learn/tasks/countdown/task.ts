@@ -1,6 +1,7 @@
 /** Countdown as a task: puzzles to draw, rule rewards, and what a base model reads about the game. */
 import { ConfigError, expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
+import type { ChatMessage } from "../../../model/text/chat-template.ts";
 import type { Example, Task } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
 import {
@@ -58,11 +59,19 @@ export interface CountdownOptions {
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
 const HELD_OUT_SEED = 3;
 
-const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
-  id: contentKey(puzzle),
-  prompt: puzzlePrompt(puzzle),
-  row: puzzle,
-});
+/** A puzzle in words, for a model that was not brought up on the notation. */
+function asked({ numbers, target }: Puzzle): ChatMessage[] {
+  const content =
+    `Use the numbers ${numbers.join(", ")}, each at most once, with + - * / and brackets, to make ${target}. ` +
+    "Think step by step between <think> and </think>. Then write the expression alone between <answer> and </answer>, " +
+    "for example <answer>(1 + 2) * 3</answer>.";
+  return [{ role: "user", content }];
+}
+
+/** @param id  @default the puzzle's content */
+export function puzzleExample(puzzle: Puzzle, id: string | number = contentKey(puzzle)): Example<Puzzle> {
+  return { id: String(id), prompt: puzzlePrompt(puzzle), messages: asked(puzzle), row: puzzle };
+}
 
 /** Share of what a base reads that is sums apart from puzzles. */
 const DRILL_SHARE = 0.3;
@@ -85,7 +94,7 @@ function heldOutExamples(game: GameOptions, split: "validation" | "test", count:
   const draw = puzzleSource({ ...game, split });
   const byKey = new Map<string, Example<Puzzle>>();
   for (let i = 0, repeats = 0; byKey.size < count; i++) {
-    const example = toExample(draw(new Random(HELD_OUT_SEED, i)));
+    const example = puzzleExample(draw(new Random(HELD_OUT_SEED, i)));
     repeats = byKey.has(example.id) ? repeats + 1 : 0;
     if (repeats === 0) byKey.set(example.id, example);
     if (repeats > MOST_REPEATS) {
@@ -130,7 +139,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     description: "Make the target from the numbers with + − × ÷ and brackets",
     alphabet: COUNTDOWN_ALPHABET,
     tokens: COUNTDOWN_TOKENS,
-    train: { draw: (random) => toExample(draw(random)) },
+    train: { draw: (random) => puzzleExample(draw(random)) },
     validation: heldOutExamples(game, heldOut, heldOutCount),
     rewards: countdownRewards({
       weights: { accuracy: 1, format: formatWeight },
@@ -148,8 +157,9 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       }
       const from = random.uniform() < GOOD_SHARES.harder ? drawHarder : draw;
       for (;;) {
-        const { solved, ...trace } = demonstrate(from(random), options.explore);
-        if (solved) return trace;
+        const puzzle = from(random);
+        const { solved, ...trace } = demonstrate(puzzle, options.explore);
+        if (solved) return { ...trace, messages: asked(puzzle) };
       }
     },
     wentBack: ({ text }) => {
