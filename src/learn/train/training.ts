@@ -465,7 +465,7 @@ export class Training<Row> {
     const { runtime, config } = this.#parts;
     const age = (step - 1) % config.rl.referenceEvery;
     if (age === 0 || this.#reference === undefined) {
-      this.#reference = deviceWeights(runtime, this.#weights());
+      this.#reference = deviceWeights(runtime, this.#trainer!.moved());
     }
     return { scorer: this.#scorer, weights: { ...this.#frozen, ...this.#reference }, age };
   }
@@ -564,7 +564,7 @@ export class Training<Row> {
       const adapters = { base: base.identity.path, adapters: config.lora, tensors };
       await saveAdapterFolder(path, { ...adapters, generationConfig });
     } else {
-      const own = { eos_token_id: [...base.stopIds], ...base.generationConfig, ...generationConfig };
+      const own = { ...base.generationConfig, ...generationConfig };
       await saveModelFolder(path, { ...base, tensors, generationConfig: own });
     }
   }

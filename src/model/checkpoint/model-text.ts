@@ -6,6 +6,7 @@ import { fileError, recoverFolder } from "../../base/files.ts";
 import { ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
 import { type GgufVocabulary, tokenizerFromGguf } from "../text/gguf.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
+import { baseOfAdapters, isAdapterFolder } from "./adapter.ts";
 import { Metadata } from "./gguf/metadata.ts";
 import { openGguf } from "./gguf/reader.ts";
 import { readVocabulary } from "./gguf/vocabulary.ts";
@@ -62,11 +63,18 @@ export function ggufText(file: string, vocabulary: GgufVocabulary | undefined): 
  *   {@link tokenizerFromGguf}
  */
 export async function loadModelText(path: string): Promise<ModelText> {
-  if (await isModelFolder(path)) {
-    const tokenizer = await loadTokenizer(path);
-    const chatTemplate = await loadChatTemplate(path);
-    return { tokenizer, ...(chatTemplate === undefined ? {} : { chatTemplate }) };
+  if (!(await isModelFolder(path))) {
+    await using gguf = await openGguf(path);
+    return ggufText(path, readVocabulary(new Metadata(gguf)));
   }
-  await using gguf = await openGguf(path);
-  return ggufText(path, readVocabulary(new Metadata(gguf)));
+  // Adapters read and write as their base does.
+  if (!(await isAdapterFolder(path))) return folderText(path);
+  const base = await baseOfAdapters(path);
+  return (await isModelFolder(base)) ? folderText(base) : loadModelText(base);
+}
+
+async function folderText(folder: string): Promise<ModelText> {
+  const tokenizer = await loadTokenizer(folder);
+  const chatTemplate = await loadChatTemplate(folder);
+  return { tokenizer, ...(chatTemplate === undefined ? {} : { chatTemplate }) };
 }

@@ -56,6 +56,7 @@ interface TrainOptions {
 export function configFor(preset: PresetName, options: Partial<TrainOptions>): RunConfig {
   let config: RunConfig = PRESETS[preset].config;
   if (options.depth !== undefined) config = withDepth(config, options.depth);
+  if (options.loraRank !== undefined) config = withLora(config, options.loraRank);
   if (options.loss !== undefined) config = withLoss(config, options.loss);
   if (options.loraRank !== undefined) config = withLora(config, options.loraRank);
   const { seed, steps, threads } = options;
