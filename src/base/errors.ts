@@ -15,11 +15,17 @@ export interface ErrorParts {
   readonly cause?: unknown;
 }
 
+/** Longest that a place or a value is shown: both may come from a file, and be as long as it is. */
+const LONGEST_SHOWN = 1000;
+
+const shown = (text: string): string =>
+  text.length > LONGEST_SHOWN ? `${text.slice(0, LONGEST_SHOWN)}…` : text;
+
 function render(parts: ErrorParts): string {
-  const got = parts.got === undefined ? "" : `; got ${parts.got}`;
+  const got = parts.got === undefined ? "" : `; got ${shown(parts.got)}`;
   const remedy =
     parts.remedy === undefined ? "" : ` ${/[.?!]$/.test(parts.remedy) ? parts.remedy : `${parts.remedy}.`}`;
-  return `${parts.where}: ${parts.rule}${got}.${remedy}`;
+  return `${shown(parts.where)}: ${parts.rule}${got}.${remedy}`;
 }
 
 /** Base of every error that a user, a file, a model or a request can cause. */

@@ -12,6 +12,14 @@ describe("the message of an error", () => {
     expect(new ConfigError(remedy === undefined ? parts : { ...parts, remedy }).message).toBe(message);
   });
 
+  it("shows no more of a place or a value than can be read, and the error keeps the whole", () => {
+    const long = "y".repeat(1e6);
+    const error = new ConfigError({ where: long, rule: "must be short", got: long });
+    expect(error.message.length).toBeLessThan(2100);
+    expect(error.message).toMatch(/^y+…: must be short; got y+…\.$/);
+    expect([error.where, error.got]).toEqual([long, long]);
+  });
+
   it("suggests the nearest name", () => {
     expect(() => expectKnown("x", "gspp", ["grpo", "gspo"])).toThrow(
       'x: must be one of grpo, gspo; got "gspp". Did you mean "gspo"?',

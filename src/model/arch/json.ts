@@ -15,7 +15,7 @@ export const DEFAULT_ROPE_THETA = 10_000;
 const MOST_LAYERS = 1024;
 const MOST_EXPERTS = 4096;
 /** Of all layers together; DeepSeek-V3 has 15,616. */
-export const MOST_EXPERT_MATRICES = 2 ** 16;
+export const MOST_EXPERTS_IN_ALL = 3 * 2 ** 14;
 export const layerCount = count.max(MOST_LAYERS, `must be at most ${MOST_LAYERS}`);
 export const expertCount = count.max(MOST_EXPERTS, `must be at most ${MOST_EXPERTS}`);
 

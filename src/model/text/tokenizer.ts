@@ -135,10 +135,52 @@ function parseConfig(path: string, text: string): TokenizerConfig {
   });
 }
 
+/** Far above any vocabulary. The library goes through all ids up to the largest, and others make tables of them. */
+const MOST_IDS = 2 ** 22;
+
+const isId = (id: unknown): boolean =>
+  Number.isInteger(id) && (id as number) >= 0 && (id as number) < MOST_IDS;
+
+const WithIds = z.object({
+  added_tokens: z.array(z.object({ id: z.unknown(), content: z.unknown() })).optional(),
+  // Unigram's is a list of tokens, whose places are their ids.
+  model: z.object({ vocab: z.unknown() }),
+});
+
+/** @throws FormatError when an added token is no text, or an id no number, or larger than any vocabulary */
+function checkTokens(path: string, json: unknown): void {
+  const parsed = WithIds.safeParse(json);
+  // What is of another shape is for whoever reads it to refuse.
+  if (!parsed.success) return;
+  const { added_tokens = [], model } = parsed.data;
+  const mute = added_tokens.find(({ content }) => typeof content !== "string");
+  if (mute !== undefined) {
+    throw new FormatError({
+      where: `${path}: added_tokens`,
+      rule: "each must have its text as content",
+      got: JSON.stringify(mute.content) ?? "nothing",
+    });
+  }
+  const vocab = typeof model.vocab === "object" && !Array.isArray(model.vocab) ? (model.vocab ?? {}) : {};
+  for (const [field, ids] of [
+    ["added_tokens", added_tokens.map(({ id }) => id)],
+    ["model.vocab", Object.values(vocab)],
+  ] as const) {
+    const wrong = ids.findIndex((id) => !isId(id));
+    if (wrong === -1) continue;
+    throw new FormatError({
+      where: `${path}: ${field}`,
+      rule: `ids must be whole numbers below ${MOST_IDS}`,
+      got: JSON.stringify(ids[wrong]) ?? "nothing",
+    });
+  }
+}
+
 function openLibrary(path: string, json: unknown, config: object): Library {
   try {
-    return new Library(json as object, config);
+    return withinTime(LONGEST_MS, path, () => new Library(json as object, config));
   } catch (cause) {
+    if (cause instanceof FormatError) throw cause;
     // The library's own errors, and whatever it trips over in JSON of another shape.
     throw new FormatError({
       where: path,
@@ -199,6 +241,7 @@ function withoutControl(json: unknown): unknown {
 export function parseTokenizer(files: TokenizerFiles, paths: TokenizerFiles): Tokenizer {
   const config = parseConfig(paths.config, files.config);
   const json = parseTokenizerJson(paths.tokenizer, files.tokenizer);
+  checkTokens(paths.tokenizer, json);
   const postProcessor = (json as { post_processor?: unknown } | null)?.post_processor;
   const addsBos = config.add_bos_token ?? prepends(config.bos_token ?? "", postProcessor);
   const byConfig = (idOf: (token: string) => number | undefined): TokenRoles =>
