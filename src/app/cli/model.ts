@@ -7,10 +7,14 @@ import { z } from "zod";
 import { FileError } from "../../base/errors.ts";
 import { recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
+import type { HostArray } from "../../compute/tensor/host.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
+import type { ModelConfig } from "../../model/arch/models.ts";
+import { isQuantizedMatrix, type StoredWeights } from "../../model/arch/stored.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
+import type { StoredModel } from "../../model/checkpoint/load.ts";
 import { padHeads } from "../../model/checkpoint/pad-heads.ts";
-import { Engine } from "../../model/engine/engine.ts";
+import { Engine, type EngineOptions } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
 import { tryModelName } from "../../model/store/name.ts";
@@ -134,7 +138,7 @@ export function samplingFor(
 }
 
 /** A model with an engine that decodes it. */
-export interface OpenModel extends ModelFolder {
+export interface OpenModel extends StoredModel {
   readonly engine: Engine;
   readonly runtime: Runtime;
   dispose(): Promise<void>;
@@ -151,25 +155,33 @@ export interface OpenOptions {
 /** The multiple of whose widths the decoding kernel takes heads. */
 const HEAD_STEP = 16;
 
-/** The same model in a form the engine decodes: heads that are too narrow are widened. */
-function decodable({
-  config,
-  tensors,
-}: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {
+type Floats = Readonly<Record<string, HostArray<"f32">>>;
+
+/** Floats in a form the engine decodes: heads that are too narrow are widened. */
+function decodable(config: ModelConfig, tensors: Floats): { config: ModelConfig; tensors: Floats } {
   return config.modelType === "deepseek_v3" ? { config, tensors } : padHeads({ config, tensors }, HEAD_STEP);
 }
 
-/** @throws what loading the folder or the runtime throws */
-export async function openModel(model: ModelFolder, options: OpenOptions): Promise<OpenModel> {
+const areFloats = (weights: StoredWeights): weights is Floats =>
+  !Object.values(weights).some(isQuantizedMatrix);
+
+/** @throws what loading the runtime throws */
+export async function openModel(model: StoredModel, options: OpenOptions): Promise<OpenModel> {
   const { threads, slots, positions } = options;
   const runtime = await Runtime.create({ threads });
   const maxPositions = Math.min(positions, model.config.maxPositions);
-  const { config, tensors } = decodable(model);
-  const engine = new Engine(runtime, config, { slots, maxPositions });
-  engine.adopt(deviceWeights(runtime, tensors));
+  const engine = engineOf(runtime, model, { slots, maxPositions });
   const dispose = async (): Promise<void> => {
     await engine.dispose();
     runtime.dispose();
   };
   return { ...model, engine, runtime, dispose };
+}
+
+function engineOf(runtime: Runtime, { config, weights }: StoredModel, options: EngineOptions): Engine {
+  if (!areFloats(weights)) return new Engine(runtime, config, { ...options, stored: { weights } });
+  const widened = decodable(config, weights);
+  const engine = new Engine(runtime, widened.config, options);
+  engine.adopt(deviceWeights(runtime, widened.tensors));
+  return engine;
 }

@@ -3,17 +3,30 @@
 import { stat } from "node:fs/promises";
 import { FormatError } from "../../base/errors.ts";
 import { fileError, recoverFolder } from "../../base/files.ts";
-import { parseModelConfig } from "../arch/models.ts";
+import { HEAD_STEP } from "../arch/llama.ts";
+import { type ModelConfig, parseModelConfig } from "../arch/models.ts";
+import type { StoredWeight, StoredWeights } from "../arch/stored.ts";
 import { tokenizerFromGguf } from "../text/gguf.ts";
-import { checkVocabulary, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
-import { openGgufModel } from "./gguf/model.ts";
+import { checkVocabulary, loadModelFolder, type ModelFolder, readEach, readWeights } from "./folder.ts";
+import { isQuantized, nBitsOperands } from "./gguf/matmul-nbits.ts";
+import { type GgufModel, openGgufModel } from "./gguf/model.ts";
 
 export interface LoadedModel extends ModelFolder {
   /** A GGUF file's Jinja template; a folder keeps its own in `tokenizer_config.json`. */
   readonly chatTemplate?: string;
 }
 
-async function loadGguf(file: string): Promise<LoadedModel> {
+/** A model whose matrices may be as their file has them, for an engine alone. */
+export interface StoredModel extends Omit<LoadedModel, "tensors"> {
+  readonly weights: StoredWeights;
+}
+
+type Reader<Weight> = (model: GgufModel, config: ModelConfig) => Promise<Record<string, Weight>>;
+
+async function loadGguf<Weight>(
+  file: string,
+  read: Reader<Weight>,
+): Promise<Omit<LoadedModel, "tensors"> & { readonly weights: Record<string, Weight> }> {
   await using model = await openGgufModel(file);
   const { vocabulary } = model;
   if (vocabulary === undefined) {
@@ -30,7 +43,7 @@ async function loadGguf(file: string): Promise<LoadedModel> {
   return {
     config,
     extra,
-    tensors: await readWeights(model, config),
+    weights: await read(model, config),
     tokenizer,
     generationConfig: {},
     stopIds: [...new Set(stops.filter((id) => id !== undefined))],
@@ -39,22 +52,52 @@ async function loadGguf(file: string): Promise<LoadedModel> {
 }
 
 /**
- * A whole model.
+ * Weights as the file has them, matrices of whole numbers left so. Those of DeepSeek-V3 are widened: its experts and latents take
+ * matrices apart. So are those of heads that an engine cannot decode before they are widened.
+ */
+const readStored: Reader<StoredWeight> = (model, config) => {
+  if (config.modelType === "deepseek_v3" || config.headDim % HEAD_STEP !== 0)
+    return readWeights(model, config);
+  return readEach(model, config, async (name): Promise<StoredWeight> => {
+    const type = model.typeOf(name);
+    if (type === undefined || !isQuantized(type)) return model.readF32(name);
+    return nBitsOperands(`${model.file}: ${name}`, await model.readBlocks(name));
+  });
+};
+
+/**
+ * A whole model, its weights as float32.
  * @param path a folder, or a GGUF file
  * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and {@link tokenizerFromGguf}
  */
 export async function loadModel(path: string): Promise<LoadedModel> {
+  if (await isFolder(path)) return await loadModelFolder(path);
+  const { weights: tensors, ...model } = await loadGguf(path, readWeights);
+  return { ...model, tensors };
+}
+
+/**
+ * A whole model for an engine: what a GGUF file has as blocks of whole numbers stays so.
+ * @param path a folder, or a GGUF file
+ * @throws as {@link loadModel}
+ */
+export async function loadStoredModel(path: string): Promise<StoredModel> {
+  if (!(await isFolder(path))) return await loadGguf(path, readStored);
+  const { tensors: weights, ...model } = await loadModelFolder(path);
+  return { ...model, weights };
+}
+
+/** @throws FileError when there is nothing at `path` */
+async function isFolder(path: string): Promise<boolean> {
   const isThere = await stat(path).then(
     () => true,
     () => false,
   );
   // A folder may be away for the moment in which it is replaced.
   if (!isThere) await recoverFolder(path);
-  let isFolder: boolean;
   try {
-    isFolder = (await stat(path)).isDirectory();
+    return (await stat(path)).isDirectory();
   } catch (error) {
     throw fileError(path, "readable", error);
   }
-  return isFolder ? await loadModelFolder(path) : await loadGguf(path);
 }

@@ -15,7 +15,7 @@ import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, type CacheSpec, cacheShapeOf, type Draft } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
-import type { WeightTensors } from "./engine.ts";
+import type { WeightTensors } from "./adopted-forward.ts";
 
 export interface SpeculateOptions {
   readonly maxNewTokens: number;

@@ -1,20 +1,25 @@
 /** Layers as pure functions of (weights, x). Weights have the layout and names of Hugging Face checkpoints. */
 
-import type { Value } from "../../compute/graph/ir.ts";
+import { type Application, isPrimitive, type Value } from "../../compute/graph/ir.ts";
 import {
   add,
   and,
   constant,
+  dequantize,
   equal,
+  gatherRows,
   less,
   matmul,
+  matmulNBits,
   not,
+  type QuantizedParts,
   reshape,
   transposeLast,
   where,
 } from "../../compute/graph/primitives.ts";
 import { gatedSilu } from "../../compute/ops/stable.ts";
 import { i32 } from "../../compute/tensor/host.ts";
+import { sizeOf } from "../../compute/tensor/shape.ts";
 
 /**
  * Masked positions get this score: finite, so that a fully masked row stays a number, and small enough that adding any
@@ -22,11 +27,33 @@ import { i32 } from "../../compute/tensor/host.ts";
  */
 const MASKED = -1e30;
 
-/** x · Wᵀ, plus a bias where there is one. @param x [rows, in]; @param weight [out, in]; @param bias [out] */
+/**
+ * x · Wᵀ, plus a bias where there is one. A weight that is stored as whole numbers (`dequantize`) is multiplied as it is stored.
+ * @param x [rows, in]; @param weight [out, in]; @param bias [out]
+ */
 export function linear(x: Value, weight: Value, bias?: Value): Value {
-  const product = matmul(x, transposeLast(weight));
+  const stored = weight.node;
+  const product = isPrimitive(stored, "dequantize")
+    ? matmulNBits(x, quantizedParts(stored), stored.attributes)
+    : matmul(x, transposeLast(weight));
   return bias === undefined ? product : add(product, bias);
 }
+
+/**
+ * Rows of a table by ids; of one that is stored as whole numbers, only these are widened.
+ * @param table [V, C]; @param ids i32[…] @returns [N, C], N the number of ids
+ */
+export function embed(table: Value, ids: Value): Value {
+  const rows = [sizeOf(ids.shape), table.shape[1]!];
+  const stored = table.node;
+  if (!isPrimitive(stored, "dequantize")) return reshape(gatherRows(table, ids), rows);
+  const flat = reshape(ids, [rows[0]!]);
+  const parts = stored.inputs.map((part) => gatherRows(part, flat));
+  return dequantize(parts as readonly Value[] as QuantizedParts, stored.attributes);
+}
+
+const quantizedParts = ({ inputs }: Application<"dequantize">): QuantizedParts =>
+  inputs as readonly Value[] as QuantizedParts;
 
 /**
  * SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x)).

@@ -9,7 +9,7 @@ import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } fro
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Judged } from "../../../learn/tasks/task.ts";
 import { parameterCount } from "../../../model/arch/models.ts";
-import { loadModel } from "../../../model/checkpoint/load.ts";
+import { loadStoredModel } from "../../../model/checkpoint/load.ts";
 import { generateText } from "../../../model/engine/text.ts";
 import { compact } from "../../format.ts";
 import { AnswerView } from "../answer-view.ts";
@@ -234,7 +234,7 @@ export async function chat(
   signals: EventEmitter = process,
 ): Promise<void> {
   const found = await findModel(name, options.runs, io);
-  const folder = await loadModel(found.folder);
+  const folder = await loadStoredModel(found.folder);
   const prompts = found.run === undefined ? undefined : await promptsOf(found.run);
   const maxNewTokens = newTokensFor(folder, options.maxNewTokens);
   // A prompt may be as long as the answer, or as a page; more only takes memory.

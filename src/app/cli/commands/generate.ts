@@ -3,7 +3,7 @@
 import { text as readAll } from "node:stream/consumers";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
-import { loadModel } from "../../../model/checkpoint/load.ts";
+import { loadStoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
 import { splitCompletion } from "../../thought.ts";
 import { type SamplingArguments, threadsOption, wholeNumber, withSampling } from "../arguments.ts";
@@ -42,7 +42,7 @@ async function readPrompt(options: GenerateOptions, io: Context): Promise<string
 
 async function generate(options: GenerateOptions, io: Context): Promise<void> {
   const found = await findModel(options.model, options.runs, io);
-  const model = await loadModel(found.folder);
+  const model = await loadStoredModel(found.folder);
   const typed = await readPrompt(options, io);
   const prompts = options.raw || found.run === undefined ? undefined : await promptsOf(found.run);
   const prompt = completePrompt(typed, prompts);

@@ -1,0 +1,194 @@
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
+import { toHalfBits } from "../../../src/compute/tensor/half.ts";
+import { type HostArray, hostArray } from "../../../src/compute/tensor/host.ts";
+import { Random } from "../../../src/compute/tensor/random.ts";
+import { type Shape, sizeOf } from "../../../src/compute/tensor/shape.ts";
+import { type LlamaConfig, llamaParameters } from "../../../src/model/arch/llama.ts";
+import { isQuantizedMatrix, joinMatrices, type StoredWeight } from "../../../src/model/arch/stored.ts";
+import { dequantizeInto } from "../../../src/model/checkpoint/gguf/dequantize.ts";
+import { nBitsOperands } from "../../../src/model/checkpoint/gguf/matmul-nbits.ts";
+import { layoutOf } from "../../../src/model/checkpoint/gguf/types.ts";
+import { Engine, type EngineOptions, type GenerateRequest } from "../../../src/model/engine/engine.ts";
+import { deviceWeights } from "../../../src/model/engine/weights.ts";
+import { createEngine } from "../../compute/harness.ts";
+
+const CONFIG: LlamaConfig = {
+  vocabSize: 40,
+  hiddenSize: 64,
+  intermediateSize: 96,
+  layers: 2,
+  heads: 4,
+  kvHeads: 2,
+  headDim: 16,
+  rmsNormEpsilon: 1e-5,
+  ropeTheta: 1e4,
+  maxPositions: 400,
+  tieEmbeddings: true,
+};
+const EMBEDDING = "model.embed_tokens.weight";
+
+/** Blocks of random whole numbers under scales and minima of the size that weights have. */
+function randomBlocks(
+  type: "Q4_0" | "Q4_1" | "Q8_0",
+  shape: Shape,
+  std: number,
+  seed: number,
+): Uint8Array<ArrayBuffer> {
+  const random = new Random(seed);
+  const { block, bytes } = layoutOf(type);
+  const blocks = Uint8Array.from({ length: (sizeOf(shape) / block) * bytes }, () => random.integer(256));
+  const view = new DataView(blocks.buffer);
+  for (let at = 0; at < blocks.length; at += bytes) {
+    const step = (std * (0.5 + random.uniform())) / (type === "Q8_0" ? 64 : 4);
+    view.setUint16(at, toHalfBits(step), true);
+    if (type === "Q4_1") view.setUint16(at + 2, toHalfBits(-step * (5 + 5 * random.uniform())), true);
+  }
+  return blocks;
+}
+
+interface Twins {
+  readonly stored: Record<string, StoredWeight>;
+  /** The same weights as floats. */
+  readonly floats: Record<string, HostArray<"f32">>;
+}
+
+function twins(config: LlamaConfig, typeOf: (name: string) => "Q4_0" | "Q4_1" | "Q8_0"): Twins {
+  const stored: Record<string, StoredWeight> = {};
+  const floats: Record<string, HostArray<"f32">> = {};
+  for (const [i, { name, shape, kind }] of llamaParameters(config).entries()) {
+    const array = hostArray("f32", shape);
+    if (shape.length === 1) {
+      for (const j of array.data.keys()) array.data[j] = kind === "norm" ? 1 : Math.sin(j);
+      stored[name] = array;
+    } else {
+      const type = typeOf(name);
+      const blocks = randomBlocks(type, shape, kind === "embedding" ? 1 : 1.5 / Math.sqrt(shape[1]!), i);
+      dequantizeInto(type, blocks, array.data);
+      stored[name] = nBitsOperands(name, { type, shape, blocks });
+    }
+    floats[name] = array;
+  }
+  return { stored, floats };
+}
+
+let runtime: Runtime;
+beforeAll(async () => {
+  runtime = await createEngine();
+});
+afterAll(() => runtime.dispose());
+
+const engines: Engine[] = [];
+afterEach(async () => {
+  for (const engine of engines.splice(0)) await engine.dispose();
+});
+
+function pair(
+  config: LlamaConfig,
+  { stored, floats }: Twins,
+  options: EngineOptions,
+  activations?: "i8" | "f32",
+) {
+  const choice = activations === undefined ? {} : { activations };
+  const ours = new Engine(runtime, config, { ...options, stored: { weights: stored, ...choice } });
+  const twin = new Engine(runtime, config, options);
+  twin.adopt(deviceWeights(runtime, floats));
+  engines.push(ours, twin);
+  return { ours, twin };
+}
+
+/** Among them one that takes several pieces, and one whose last piece is a single token. */
+const LENGTHS = [1, 5, 17, 300, 129];
+const requests: GenerateRequest[] = LENGTHS.map((length, i) => {
+  const random = new Random(i);
+  const prompt = Array.from({ length }, () => random.integer(CONFIG.vocabSize));
+  return { prompt, samples: i === 1 ? 3 : 1, seed: 3, path: [i] };
+});
+const OPTIONS = { maxNewTokens: 20, stopIds: [] };
+
+/** Largest difference between the log-probabilities of tokens, where both chose the same up to there. */
+function compare(
+  a: readonly (readonly { ids: number[]; logp: number[] }[])[],
+  b: typeof a,
+): { readonly worst: number; readonly same: number; readonly all: number } {
+  let [worst, same, all] = [0, 0, 0];
+  const others = b.flat();
+  for (const [i, { ids, logp }] of a.flat().entries()) {
+    const other = others[i]!;
+    all += ids.length;
+    for (const [t, id] of ids.entries()) {
+      if (id !== other.ids[t]) break;
+      same++;
+      worst = Math.max(worst, Math.abs(logp[t]! - other.logp[t]!));
+    }
+  }
+  return { worst, same, all };
+}
+
+describe("an engine of stored weights", () => {
+  it.each([
+    ["four bits", "Q4_0", CONFIG],
+    ["four bits and minima", "Q4_1", CONFIG],
+    ["biases", "Q4_1", { ...CONFIG, modelType: "qwen2", tieEmbeddings: false }],
+  ] as const)("says what their floats say, exactly: %s", async (_, type, config) => {
+    const weights = twins(config, () => type);
+    const { ours, twin } = pair(config, weights, { slots: 4 }, "f32");
+    const [a, b] = [await ours.generate(requests, OPTIONS), await twin.generate(requests, OPTIONS)];
+    const { worst, same, all } = compare(a, b);
+    expect(same).toBe(all);
+    // Sums of other orders; logits are near 5.
+    expect(worst).toBeLessThan(1e-4);
+    expect(new Set(a.flat().map(({ ids }) => ids.join())).size).toBeGreaterThanOrEqual(LENGTHS.length);
+  });
+
+  it("says nearly the same where activations are rounded to bytes", async () => {
+    const weights = twins(CONFIG, (name) => (name === EMBEDDING ? "Q8_0" : "Q4_1"));
+    const { ours, twin } = pair(CONFIG, weights, { slots: 4 });
+    const options = { ...OPTIONS, maxNewTokens: 4 };
+    const [a, b] = [await ours.generate(requests, options), await twin.generate(requests, options)];
+    const { worst, same, all } = compare(a, b);
+    // A byte is off by up to 1/254 of the largest of its block: 0.2 % of what rows are like, and errors of 14 products add up.
+    expect(worst).toBeLessThan(0.1);
+    expect(worst).toBeGreaterThan(1e-6);
+    expect(same / all).toBeGreaterThan(0.8);
+  });
+
+  it("is the same whatever the number of slots", async () => {
+    const weights = twins(CONFIG, () => "Q4_0");
+    const alone = await pair(CONFIG, weights, { slots: 1 }, "f32").ours.generate(requests, OPTIONS);
+    const together = await pair(CONFIG, weights, { slots: 7 }, "f32").ours.generate(requests, OPTIONS);
+    expect(together.flat().map(({ ids }) => ids)).toEqual(alone.flat().map(({ ids }) => ids));
+  });
+
+  it("adopts no other weights", () => {
+    const { ours } = pair(
+      CONFIG,
+      twins(CONFIG, () => "Q4_0"),
+      { slots: 1 },
+    );
+    expect(() => ours.adopt({})).toThrow("an engine of stored weights adopts no others");
+  });
+});
+
+describe("joinMatrices", () => {
+  const matrix = (type: "Q4_0" | "Q4_1", rows: number) =>
+    nBitsOperands("w", { type, shape: [rows, 64], blocks: randomBlocks(type, [rows, 64], 1, rows) });
+
+  it("puts the rows of one after those of another", () => {
+    const [a, b] = [matrix("Q4_1", 3), matrix("Q4_1", 2)];
+    const joined = joinMatrices([a, b])!;
+    expect(joined).toMatchObject({ N: 5, K: 64, bits: 4, blockSize: 32 });
+    for (const part of ["codes", "scales", "offsets"] as const) {
+      expect([...joined[part]!.data]).toEqual([...a[part]!.data, ...b[part]!.data]);
+      expect(joined[part]!.shape).toEqual([5, ...a[part]!.shape.slice(1)]);
+    }
+  });
+
+  it("leaves what differs in kind apart", () => {
+    const floats = hostArray("f32", [2, 64]);
+    expect(joinMatrices([matrix("Q4_0", 2), matrix("Q4_1", 2)])).toBeUndefined();
+    expect(joinMatrices([matrix("Q4_0", 2), floats])).toBeUndefined();
+    expect(joinMatrices([matrix("Q4_0", 2), undefined])).toBeUndefined();
+    expect(isQuantizedMatrix(floats)).toBe(false);
+  });
+});
