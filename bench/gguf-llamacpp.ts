@@ -61,7 +61,9 @@ export class LlamaCppSide implements GgufSide {
     const logp: number[] = [];
     for (let done = 0; done + 1 < ids.length; done += PIECE) {
       const piece = ids.slice(done, Math.min(done + PIECE, ids.length - 1));
-      const next = { generateNext: { probabilities: true, options: { temperature: 1 } } };
+      // Without what node-llama-cpp filters by default: the probabilities of the model itself.
+      const sampling = { temperature: 1, topK: 0, topP: 1, minP: 0 };
+      const next = { generateNext: { probabilities: true, options: sampling } };
       const results = await sequence.controlledEvaluate(piece.map((id) => [id as Token, next]));
       for (const [i, result] of results.entries()) {
         logp.push(Math.log(result!.next.probabilities!.get(ids[done + i + 1] as Token)!));

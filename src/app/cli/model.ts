@@ -9,6 +9,7 @@ import { recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
+import { HEAD_STEP } from "../../model/arch/llama.ts";
 import type { ModelConfig } from "../../model/arch/models.ts";
 import { isQuantizedMatrix, type StoredWeights } from "../../model/arch/stored.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
@@ -151,9 +152,6 @@ export interface OpenOptions {
   /** Longest sequence wanted, prompt included; the model's own limit bounds it. */
   readonly positions: number;
 }
-
-/** The multiple of whose widths the decoding kernel takes heads. */
-const HEAD_STEP = 16;
 
 type Floats = Readonly<Record<string, HostArray<"f32">>>;
 

@@ -4,12 +4,13 @@ import { stat } from "node:fs/promises";
 import { FormatError } from "../../base/errors.ts";
 import { fileError, recoverFolder } from "../../base/files.ts";
 import { HEAD_STEP } from "../arch/llama.ts";
-import { type ModelConfig, parseModelConfig } from "../arch/models.ts";
-import type { StoredWeight, StoredWeights } from "../arch/stored.ts";
+import { architectureOf, type ModelConfig, parseModelConfig } from "../arch/models.ts";
+import type { QuantizedMatrix, StoredWeight, StoredWeights } from "../arch/stored.ts";
 import { tokenizerFromGguf } from "../text/gguf.ts";
 import { checkVocabulary, loadModelFolder, type ModelFolder, readEach, readWeights } from "./folder.ts";
-import { isQuantized, nBitsOperands } from "./gguf/matmul-nbits.ts";
+import { emptyMatrix, fillRows, isQuantized } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
+import type { QuantizedType } from "./gguf/unpack.ts";
 
 export interface LoadedModel extends ModelFolder {
   /** A GGUF file's Jinja template; a folder keeps its own in `tokenizer_config.json`. */
@@ -20,6 +21,9 @@ export interface LoadedModel extends ModelFolder {
 export interface StoredModel extends Omit<LoadedModel, "tensors"> {
   readonly weights: StoredWeights;
 }
+
+/** Larger matrices get memory of their own. */
+const MAX_BLOCK_BYTES = 2 ** 22;
 
 type Reader<Weight> = (model: GgufModel, config: ModelConfig) => Promise<Record<string, Weight>>;
 
@@ -52,17 +56,48 @@ async function loadGguf<Weight>(
 }
 
 /**
- * Weights as the file has them, matrices of whole numbers left so. Those of DeepSeek-V3 are widened: its experts and latents take
- * matrices apart. So are those of heads that an engine cannot decode before they are widened.
+ * Weights as the file has them, matrices of whole numbers left so and joined where the architecture takes them so. Those of
+ * DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those of heads that an engine cannot decode before
+ * they are widened.
  */
-const readStored: Reader<StoredWeight> = (model, config) => {
+const readStored: Reader<StoredWeight> = async (model, config) => {
   if (config.modelType === "deepseek_v3" || config.headDim % HEAD_STEP !== 0)
     return readWeights(model, config);
-  return readEach(model, config, async (name): Promise<StoredWeight> => {
+  /** Blocks of one matrix after another: taken from the system once. */
+  const memory = new ArrayBuffer(MAX_BLOCK_BYTES);
+  const quantizedType = (name: string): QuantizedType | undefined => {
     const type = model.typeOf(name);
-    if (type === undefined || !isQuantized(type)) return model.readF32(name);
-    return nBitsOperands(`${model.file}: ${name}`, await model.readBlocks(name));
+    return type !== undefined && isQuantized(type) && model.shapes.get(name)!.length === 2 ? type : undefined;
+  };
+  const joined: Record<string, StoredWeight> = {};
+  const joins = architectureOf(config).joins(config);
+  const isPart = new Map(joins.flatMap((join) => join.parts.map((name) => [name, join] as const)));
+  const readMatrix = async (type: QuantizedType, names: readonly string[]): Promise<QuantizedMatrix> => {
+    const rows = names.map((name) => model.shapes.get(name)![0]!);
+    const all = rows.reduce((sum, n) => sum + n, 0);
+    const matrix = emptyMatrix(type, all, model.shapes.get(names[0]!)![1]!);
+    let [row, rounding] = [0, 0];
+    for (const [i, name] of names.entries()) {
+      const { blocks } = await model.readBlocks(name, memory);
+      rounding = Math.max(rounding, fillRows(matrix, row, type, blocks));
+      row += rows[i]!;
+    }
+    return { ...matrix, rounding };
+  };
+  const apart = await readEach(model, config, async (name): Promise<StoredWeight | undefined> => {
+    const type = quantizedType(name);
+    if (type === undefined) return model.readF32(name);
+    const join = isPart.get(name);
+    if (join === undefined || !join.parts.every((part) => quantizedType(part) === type)) {
+      return readMatrix(type, [name]);
+    }
+    joined[join.joined] ??= await readMatrix(type, join.parts);
+    return undefined;
   });
+  const own = Object.entries(apart).filter(
+    (entry): entry is [string, StoredWeight] => entry[1] !== undefined,
+  );
+  return { ...Object.fromEntries(own), ...joined };
 };
 
 /**

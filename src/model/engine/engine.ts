@@ -16,7 +16,7 @@ import { architectureOf, type ModelConfig } from "../arch/models.ts";
 import { AdoptedForward, type WeightTensors } from "./adopted-forward.ts";
 import type { Forward, Prefix } from "./forward.ts";
 import { SAMPLING_DEFAULTS, Sampler, type SamplingOptions } from "./sampler.ts";
-import { StoredForward, type StoredOptions } from "./stored-forward.ts";
+import { LEAST_POSITIONS, StoredForward, type StoredOptions } from "./stored-forward.ts";
 
 export type { WeightTensors } from "./adopted-forward.ts";
 
@@ -76,6 +76,8 @@ export class Engine {
   readonly slots: number;
   readonly maxPositions: number;
   readonly #cacheSpecs: readonly CacheSpec[];
+  /** Of each row of the caches; sequences may be shorter at most. */
+  readonly #positions: number;
   /** One per spec, for all slots. */
   readonly #caches: readonly DeviceTensor<"f32">[];
   readonly #forward: Forward;
@@ -103,10 +105,16 @@ export class Engine {
     this.slots = options.slots;
     this.maxPositions = maxPositions;
     this.#cacheSpecs = architecture.caches(config);
+    this.#positions = options.stored === undefined ? maxPositions : Math.max(maxPositions, LEAST_POSITIONS);
     this.#caches = this.#cacheSpecs.map((spec) =>
-      runtime.tensor("f32", cacheShapeOf(spec, this.slots, maxPositions)),
+      runtime.tensor("f32", cacheShapeOf(spec, this.slots, this.#positions)),
     );
-    const caches = { specs: this.#cacheSpecs, tensors: this.#caches, slots: this.slots, maxPositions };
+    const caches = {
+      specs: this.#cacheSpecs,
+      tensors: this.#caches,
+      slots: this.slots,
+      maxPositions: this.#positions,
+    };
     this.#forward =
       options.stored === undefined
         ? new AdoptedForward(runtime, config, caches)
@@ -257,7 +265,7 @@ export class Engine {
       const { groups, width } = this.#cacheSpecs[i]!;
       for (let group = 0; group < groups; group++) {
         const from = group * prefix.positions * width;
-        const to = (slot * groups + group) * this.maxPositions * width;
+        const to = (slot * groups + group) * this.#positions * width;
         this.#caches[i]!.data.set(part.subarray(from, from + prefix.length * width), to);
       }
     }
@@ -267,7 +275,7 @@ export class Engine {
   #moveRow(from: number, to: number, length: number): void {
     for (const [i, { data }] of this.#caches.entries()) {
       const { groups, width } = this.#cacheSpecs[i]!;
-      const stride = this.maxPositions * width;
+      const stride = this.#positions * width;
       for (let group = 0; group < groups; group++) {
         const source = (from * groups + group) * stride;
         data.copyWithin((to * groups + group) * stride, source, source + length * width);

@@ -17,7 +17,7 @@ import type { HostArray } from "../../compute/tensor/host.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
-import { isQuantizedMatrix, joinWeights, type StoredWeights } from "../arch/stored.ts";
+import { isQuantizedMatrix, type StoredWeights } from "../arch/stored.ts";
 import {
   type Caches,
   cachePairs,
@@ -29,6 +29,7 @@ import {
 } from "./forward.ts";
 
 export interface StoredOptions {
+  /** By Hugging Face name; matrices may be joined as {@link Architecture.joins} says. */
   readonly weights: StoredWeights;
   /**
    * What products of a few rows with four-bit matrices make of the rows: `i8` is faster, `f32` exact. Prompts, whose products
@@ -40,6 +41,9 @@ export interface StoredOptions {
 
 /** Tokens of a prompt that are run at once: what they are on the way stays in a core's cache. */
 const PIECE = 128;
+/** Caches have so many positions at least, among which there is a size that stands for any; see `openSizeFor`. */
+export const LEAST_POSITIONS = 256;
+
 type Kind = "prompt" | "step";
 
 /** A prime up to `limit` that divides none of the sizes, and no size of a block. */
@@ -101,7 +105,7 @@ export class StoredForward implements Forward {
     this.#config = config;
     this.#caches = caches;
     this.#programs = new ProgramCache(runtime);
-    this.#weights = joinWeights(options.weights, architectureOf(config).joins(config));
+    this.#weights = options.weights;
     this.#inputs = weightInputs(runtime, this.#weights);
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);

@@ -5,7 +5,7 @@ import { type HostArray, hostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
 import { type Shape, sizeOf } from "../../../src/compute/tensor/shape.ts";
 import { type LlamaConfig, llamaParameters } from "../../../src/model/arch/llama.ts";
-import { isQuantizedMatrix, joinMatrices, type StoredWeight } from "../../../src/model/arch/stored.ts";
+import type { StoredWeight } from "../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../src/model/checkpoint/gguf/dequantize.ts";
 import { nBitsOperands } from "../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import { layoutOf } from "../../../src/model/checkpoint/gguf/types.ts";
@@ -160,6 +160,18 @@ describe("an engine of stored weights", () => {
     expect(together.flat().map(({ ids }) => ids)).toEqual(alone.flat().map(({ ids }) => ids));
   });
 
+  it("decodes within few positions, too", async () => {
+    const { ours } = pair(
+      CONFIG,
+      twins(CONFIG, () => "Q4_0"),
+      { slots: 2, maxPositions: 8 },
+      "f32",
+    );
+    const short = [{ prompt: [1, 2, 3], samples: 3, seed: 1 }];
+    const [completions] = await ours.generate(short, OPTIONS);
+    expect(completions!.map(({ ids, finish }) => [ids.length, finish])).toEqual(Array(3).fill([5, "length"]));
+  });
+
   it("adopts no other weights", () => {
     const { ours } = pair(
       CONFIG,
@@ -167,28 +179,5 @@ describe("an engine of stored weights", () => {
       { slots: 1 },
     );
     expect(() => ours.adopt({})).toThrow("an engine of stored weights adopts no others");
-  });
-});
-
-describe("joinMatrices", () => {
-  const matrix = (type: "Q4_0" | "Q4_1", rows: number) =>
-    nBitsOperands("w", { type, shape: [rows, 64], blocks: randomBlocks(type, [rows, 64], 1, rows) });
-
-  it("puts the rows of one after those of another", () => {
-    const [a, b] = [matrix("Q4_1", 3), matrix("Q4_1", 2)];
-    const joined = joinMatrices([a, b])!;
-    expect(joined).toMatchObject({ N: 5, K: 64, bits: 4, blockSize: 32 });
-    for (const part of ["codes", "scales", "offsets"] as const) {
-      expect([...joined[part]!.data]).toEqual([...a[part]!.data, ...b[part]!.data]);
-      expect(joined[part]!.shape).toEqual([5, ...a[part]!.shape.slice(1)]);
-    }
-  });
-
-  it("leaves what differs in kind apart", () => {
-    const floats = hostArray("f32", [2, 64]);
-    expect(joinMatrices([matrix("Q4_0", 2), matrix("Q4_1", 2)])).toBeUndefined();
-    expect(joinMatrices([matrix("Q4_0", 2), floats])).toBeUndefined();
-    expect(joinMatrices([matrix("Q4_0", 2), undefined])).toBeUndefined();
-    expect(isQuantizedMatrix(floats)).toBe(false);
   });
 });

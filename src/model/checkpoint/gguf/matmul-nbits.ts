@@ -16,7 +16,6 @@
 
 import { FormatError } from "../../../base/errors.ts";
 import { hostArray } from "../../../compute/tensor/host.ts";
-import { sizeOf } from "../../../compute/tensor/shape.ts";
 import type { QuantizedMatrix } from "../../arch/stored.ts";
 import type { QuantizedTensor } from "./model.ts";
 import { type GgmlType, layoutOf } from "./types.ts";
@@ -63,7 +62,8 @@ const REPACK: { readonly [T in QuantizedType]?: Repack } = {
  * @param where names the tensor in errors
  * @throws FormatError when the tensor is no matrix, or its type is no quantised one
  */
-export function nBitsOperands(where: string, { type, shape, blocks }: QuantizedTensor): QuantizedMatrix {
+export function nBitsOperands(where: string, tensor: QuantizedTensor): QuantizedMatrix {
+  const { type, shape } = tensor;
   if (shape.length !== 2 || !isQuantized(type)) {
     throw new FormatError({
       where,
@@ -72,23 +72,46 @@ export function nBitsOperands(where: string, { type, shape, blocks }: QuantizedT
     });
   }
   const [N, K] = shape as readonly [number, number];
+  const target = emptyMatrix(type, N, K);
+  return { ...target, rounding: fillRows(target, 0, type, tensor.blocks) };
+}
+
+/** Room for a matrix [N, K] of a type. */
+export function emptyMatrix(type: QuantizedType, N: number, K: number): Omit<QuantizedMatrix, "rounding"> {
+  const { run, bits, center } = UNPACKERS[type];
+  const blocks = [N, K / run];
+  return {
+    ...{ bits, blockSize: run, N, K },
+    codes: hostArray("u8", [...blocks, (run * bits) / 8]),
+    scales: hostArray("f32", blocks),
+    ...(center === 0 ? {} : { offsets: hostArray("f32", blocks) }),
+  };
+}
+
+/**
+ * Fills rows of a matrix, from `row` on, from blocks of its type.
+ * @returns largest difference between a weight there and in the file
+ */
+export function fillRows(
+  { K, codes, scales, offsets }: Omit<QuantizedMatrix, "rounding">,
+  row: number,
+  type: QuantizedType,
+  blocks: Uint8Array,
+): number {
   const { run, bits, center, unpack } = UNPACKERS[type];
   const layout = layoutOf(type);
-  const codes = hostArray("u8", [N, K / run, (run * bits) / 8]);
-  const scales = hostArray("f32", [N, K / run]);
-  const offsets = hostArray("f32", center === 0 ? [0] : [N, K / run]);
   const parts = emptyParts();
   const repack = REPACK[type];
   const runsPerBlock = layout.block / run;
   const toCode = 2 ** (bits - 1) - center;
   let rounding = 0;
-  for (let from = 0, element = 0; element < sizeOf(shape); from += layout.bytes, element += layout.block) {
+  for (let from = 0, element = row * K; from < blocks.length; from += layout.bytes, element += layout.block) {
     if (repack === undefined) unpack(blocks, from, parts);
     else repack(blocks, from, parts, codes.data, (element * bits) / 8);
     for (let r = 0; r < runsPerBlock; r++) {
       const at = element / run + r;
       scales.data[at] = parts.scales[r]!;
-      if (center === 0) continue;
+      if (offsets === undefined) continue;
       const offset = parts.mins[r]! + center * parts.scales[r]!;
       offsets.data[at] = offset;
       rounding = Math.max(rounding, Math.abs(offset) * HALF_UNIT);
@@ -100,8 +123,5 @@ export function nBitsOperands(where: string, { type, shape, blocks }: QuantizedT
       else codes.data[(element + i) >> 1]! |= code << (4 * (i & 1));
     }
   }
-  return {
-    ...{ bits, blockSize: run, N, K, codes, scales, rounding },
-    ...(center === 0 ? {} : { offsets }),
-  };
+  return rounding;
 }
