@@ -125,6 +125,7 @@ const endless = (tokenizer: Tokenizer): Tokenizer => ({
   addsBos: tokenizer.addsBos,
   encode: (text, options) => tokenizer.encode(text, options),
   decode: (ids, how) => tokenizer.decode(ids, how),
+  piece: (id) => tokenizer.piece(id),
   save: (folder) => tokenizer.save(folder),
 });
 

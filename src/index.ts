@@ -94,7 +94,16 @@ export type {
   Stage,
   StepMetrics,
 } from "./learn/records/records.ts";
-export { parseRunConfig, type RunConfig, setOption, withDepth } from "./learn/train/config.ts";
+export type { BasePlace } from "./learn/train/base-model.ts";
+export {
+  parseRunConfig,
+  type RunConfig,
+  setOption,
+  setOptions,
+  withDepth,
+  withLora,
+  withLoss,
+} from "./learn/train/config.ts";
 export { PRESETS, type Preset, type PresetName, presetNamed } from "./learn/train/presets.ts";
 export { type ResumeOptions, resumeRun, type StartOptions, startRun } from "./learn/train/run.ts";
 export { findRun, listRuns, type RunManifest, type RunView, readRun } from "./learn/train/run-folder.ts";

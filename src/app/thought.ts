@@ -1,5 +1,6 @@
 /** A completion as a reader wants it: the thought apart from what was said after it. */
 
+import { opensThought } from "../model/text/conversation.ts";
 import { parseThink } from "../model/text/think.ts";
 
 export interface SplitCompletion {
@@ -10,7 +11,7 @@ export interface SplitCompletion {
 
 /** @param prompt   what the completion continues; when it ends by opening the thought, the completion begins inside it */
 export function splitCompletion(prompt: string, completion: string): SplitCompletion {
-  const open = prompt.trimEnd().endsWith("<think>") ? "think" : "text";
+  const open = opensThought(prompt) ? "think" : "text";
   const events = parseThink(completion, { open });
   const of = (isThought: boolean) =>
     events

@@ -10,15 +10,22 @@ export interface ErrorParts {
   readonly rule: string;
   /** What was found instead, with the values that matter. */
   readonly got?: string;
-  /** What to do next, as a sentence without its full stop. */
+  /** What to do next, as a sentence without its full stop, or as a question with its mark. */
   readonly remedy?: string;
   readonly cause?: unknown;
 }
 
+/** Longest that a place or a value is shown: both may come from a file, and be as long as it is. */
+const LONGEST_SHOWN = 1000;
+
+const shown = (text: string): string =>
+  text.length > LONGEST_SHOWN ? `${text.slice(0, LONGEST_SHOWN)}…` : text;
+
 function render(parts: ErrorParts): string {
-  const got = parts.got === undefined ? "" : `; got ${parts.got}`;
-  const remedy = parts.remedy === undefined ? "" : ` ${parts.remedy.replace(/\.$/, "")}.`;
-  return `${parts.where}: ${parts.rule}${got}.${remedy}`;
+  const got = parts.got === undefined ? "" : `; got ${shown(parts.got)}`;
+  const remedy =
+    parts.remedy === undefined ? "" : ` ${/[.?!]$/.test(parts.remedy) ? parts.remedy : `${parts.remedy}.`}`;
+  return `${shown(parts.where)}: ${parts.rule}${got}.${remedy}`;
 }
 
 /** Base of every error that a user, a file, a model or a request can cause. */

@@ -44,11 +44,24 @@ export function fileError(path: string, action: string, error: unknown): unknown
   });
 }
 
+/** @throws FormatError when a file is larger; whether it can be read is for whoever reads it to say */
+async function checkBytes(path: string, most: number): Promise<void> {
+  const bytes = await stat(path).then(
+    ({ size }) => size,
+    // Reading it says why.
+    () => 0,
+  );
+  if (bytes <= most) return;
+  throw new FormatError({ where: path, rule: `must have at most ${most} bytes`, got: `${bytes}` });
+}
+
 /**
  * A file's text.
- * @throws FileError when it cannot be read; FormatError when it is not UTF-8
+ * @param most  bytes that such a file may have. @default any number
+ * @throws FileError when it cannot be read; FormatError when it is larger, or not UTF-8
  */
-export async function readText(path: string): Promise<string> {
+export async function readText(path: string, most = Number.POSITIVE_INFINITY): Promise<string> {
+  await checkBytes(path, most);
   let bytes: Uint8Array;
   try {
     bytes = await readFile(path);
@@ -69,7 +82,7 @@ const MAX_JSON_VALUES = 2 ** 20;
 const MAX_JSON_DEPTH = 64;
 
 /** @throws FormatError on JSON beyond the limits; whether it is JSON at all is not looked at */
-function checkJsonSize(path: string, text: string): void {
+function checkJsonSize(path: string, text: string, mostValues: number): void {
   const refuse = (rule: string, got: string): never => {
     throw new FormatError({ where: path, rule, got });
   };
@@ -91,7 +104,22 @@ function checkJsonSize(path: string, text: string): void {
     } else if (char === ",") {
       values++;
     }
-    if (values > MAX_JSON_VALUES) refuse(`must hold at most ${MAX_JSON_VALUES} values`, "more");
+    if (values > mostValues) refuse(`must hold at most ${mostValues} values`, "more");
+  }
+}
+
+/**
+ * The value of JSON text that came from a file.
+ * @param path        what to call it in errors
+ * @param mostValues  that it may hold. @default a million
+ * @throws FormatError when it is not JSON, holds more values, or nests more than 64 levels deep
+ */
+export function parseJson(path: string, text: string, mostValues = MAX_JSON_VALUES): unknown {
+  checkJsonSize(path, text, mostValues);
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
   }
 }
 
@@ -101,25 +129,7 @@ function checkJsonSize(path: string, text: string): void {
  *   million values, 64 levels
  */
 export async function readJson(path: string): Promise<unknown> {
-  const bytes = await stat(path).then(
-    ({ size }) => size,
-    // Reading it says why.
-    () => 0,
-  );
-  if (bytes > MAX_JSON_BYTES) {
-    throw new FormatError({
-      where: path,
-      rule: `must have at most ${MAX_JSON_BYTES} bytes`,
-      got: `${bytes}`,
-    });
-  }
-  const text = await readText(path);
-  checkJsonSize(path, text);
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
+  return parseJson(path, await readText(path, MAX_JSON_BYTES));
 }
 
 /** Temporary names this process is using now. */

@@ -18,6 +18,14 @@ export const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "model/arch": ["compute", "model/nn"],
   "model/text": ["compute/tensor"],
   "model/checkpoint": ["compute/tensor", "model/arch", "model/text"],
+  "model/onnx": [
+    "compute/tensor",
+    "compute/onnx",
+    "model/nn",
+    "model/arch",
+    "model/text",
+    "model/checkpoint",
+  ],
   "model/store": [],
   "model/engine": ["compute", "model/nn", "model/arch", "model/text"],
 

@@ -11,5 +11,8 @@ export function withExamples(
   return command.addHelpText("after", `\nExamples:\n${lines.join("\n")}`);
 }
 
+/** Where runs are kept if nobody says otherwise. */
+export const DEFAULT_RUNS = "runs";
+
 /** The folder of runs, an option of every command that names a run. */
-export const RUNS_OPTION = ["--runs <folder>", "folder that holds the runs", "runs"] as const;
+export const RUNS_OPTION = ["--runs <folder>", "folder that holds the runs", DEFAULT_RUNS] as const;

@@ -10,7 +10,7 @@ import type { RunResult, SampleRecord, StepMetrics } from "../../learn/records/r
 import type { RunFacts } from "../../learn/train/training.ts";
 import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
-import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";
+import { bar, columnsOf, ellipsize, printable, shellWord, sparkline, wrap } from "./text.ts";
 
 /** What only the caller knows of a step. */
 export interface StepExtra {
@@ -113,7 +113,8 @@ export function mood(state: ViewState): { readonly face: string; readonly words:
 /** A sample as a few lines: the puzzle, the thought dim, the answer and its verdict. */
 export function renderSample(sample: SampleRecord, width: number, colors: Colors, maxLines = 4): string[] {
   const { thought, answer } = splitCompletion(sample.prompt, sample.completion);
-  const lines = wrap(printable(thought).trim(), width - 4);
+  // As it was written, line by line; empty lines would take the place of words.
+  const lines = wrap(printable(thought, { keepLines: true }), width - 4).filter((text) => text.trim() !== "");
   const shown =
     lines.length <= maxLines
       ? lines
@@ -292,8 +293,11 @@ function paragraph(text: string, width: number): string[] {
   return wrap(text, width - 4).map((part) => `  ${part}`);
 }
 
-/** The closing words of a run: what it was before and after, what it cost, what it thought, what to type next. */
-export function renderResult(result: RunResult, width: number, colors: Colors): string[] {
+/**
+ * The closing words of a run: what it was before and after, what it cost, what it thought, what to type next.
+ * @param runs  the folder that the run is in, where commands would not look by themselves
+ */
+export function renderResult(result: RunResult, width: number, colors: Colors, runs?: string): string[] {
   const { base, sft, final } = result;
   const row = (name: string, summary: RunResult["base"], paint: (text: string) => string) =>
     line(
@@ -317,10 +321,11 @@ export function renderResult(result: RunResult, width: number, colors: Colors): 
     `${result.cpuHours.toFixed(2)} CPU-hours`,
     dollars(result.dollars),
   ];
+  const run = `${shellWord(result.name)}${runs === undefined ? "" : ` --runs ${shellWord(runs)}`}`;
   const next: readonly [string, string][] = [
-    [`pondera chat ${result.name}`, "ask it something"],
-    [`pondera eval ${result.name}`, "measure it again, on any puzzles"],
-    [`pondera runs show ${result.name}`, "its curves, and where the report is"],
+    [`pondera chat ${run}`, "ask it something"],
+    [`pondera eval ${run}`, "measure it again, on any puzzles"],
+    [`pondera runs show ${run}`, "its curves, and where the report is"],
   ];
   const longest = Math.max(...next.map(([command]) => command.length));
   return [
@@ -352,15 +357,14 @@ export function renderResult(result: RunResult, width: number, colors: Colors): 
         ]),
     "",
     line([{ text: "  Next", paint: colors.bold }], width),
-    ...next.map(([command, why]) =>
-      line(
-        [
-          { text: `    ${command.padEnd(longest)}`, paint: colors.cyan },
-          { text: `   ${why}`, paint: colors.dim },
-        ],
-        width,
-      ),
-    ),
+    ...next.flatMap(([command, why]) => {
+      const padded = `    ${command.padEnd(longest)}`;
+      const meaning = `   ${why}`;
+      // A command that was cut could not be typed, so a long one has its lines to itself.
+      if (columnsOf(padded) + columnsOf(meaning) <= width)
+        return `${colors.cyan(padded)}${colors.dim(meaning)}`;
+      return [colors.cyan(`    ${command}`), line([{ text: `    ${meaning}`, paint: colors.dim }], width)];
+    }),
     "",
   ];
 }
@@ -372,6 +376,8 @@ export interface ViewOptions {
   readonly stream: NodeJS.WritableStream;
   /** Whether the stream is a terminal that can move its cursor. */
   readonly isTTY: boolean;
+  /** The folder of runs, for commands to be typed next; absent where it is the one they look in. */
+  readonly runs?: string;
   /** Width in columns; absent, the stream's own at each drawing. */
   readonly columns?: number;
   /** @default whether the stream is a terminal and the environment wants colour (NO_COLOR, FORCE_COLOR, TERM) */
@@ -430,7 +436,7 @@ export function createTrainingView(options: ViewOptions): TrainingView {
     finish(result) {
       if (stopped) return;
       log?.clear();
-      print(renderResult(result, width(), colors));
+      print(renderResult(result, width(), colors, options.runs));
       stop();
     },
     stop,

@@ -17,8 +17,11 @@ import { register as registerGenerate } from "./commands/generate.ts";
 import { register as registerGrade } from "./commands/grade.ts";
 import { register as registerInspect } from "./commands/inspect.ts";
 import { register as registerModels } from "./commands/models.ts";
+import { register as registerPerplexity } from "./commands/perplexity.ts";
 import { register as registerPull } from "./commands/pull.ts";
+import { register as registerRender } from "./commands/render.ts";
 import { register as registerRuns } from "./commands/runs.ts";
+import { register as registerTokenize } from "./commands/tokenize.ts";
 import { register as registerTrain } from "./commands/train.ts";
 import { withExamples } from "./help.ts";
 import type { Context, Io } from "./io.ts";
@@ -60,6 +63,7 @@ export function createProgram(io: Context): Command {
   for (const register of [
     registerTrain,
     registerEval,
+    registerPerplexity,
     registerChat,
     registerGenerate,
     registerRuns,
@@ -67,6 +71,8 @@ export function createProgram(io: Context): Command {
     registerModels,
     registerExport,
     registerInspect,
+    registerTokenize,
+    registerRender,
     registerGrade,
     registerBench,
   ])

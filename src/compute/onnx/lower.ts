@@ -8,20 +8,10 @@
 
 import { invariant } from "../../base/errors.ts";
 import type { Application, Graph, PrimitiveName, Value } from "../graph/ir.ts";
-import type { DType, TypedArrayOf } from "../tensor/dtype.ts";
 import { BYTES } from "../tensor/dtype.ts";
 import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
-import {
-  type AttributeProto,
-  ELEMENT_TYPE,
-  encodeModel,
-  type NodeProto,
-  type TensorProto,
-  type ValueInfoProto,
-} from "./proto.ts";
-
-const OPSET = 18;
-const IR_VERSION = 9;
+import { modelHeader, NodeWriter } from "./nodes.ts";
+import { ELEMENT_TYPE, encodeModel, type TensorProto, type ValueInfoProto } from "./proto.ts";
 
 /**
  * Below this many rows the gradient of an embedding is a product with a one-hot matrix: exact, deterministic and
@@ -29,32 +19,16 @@ const IR_VERSION = 9;
  */
 const ONE_HOT_ROWS = 1024;
 
-type AttributeValue = number | string | readonly number[] | { readonly float: number };
-
-function attribute(name: string, value: AttributeValue): AttributeProto {
-  if (typeof value === "number") return { name, type: 2, i: value };
-  if (typeof value === "string") return { name, type: 3, s: new TextEncoder().encode(value) };
-  if ("float" in value) return { name, type: 1, f: value.float };
-  return { name, type: 7, ints: value };
-}
-
-function bytesOf(data: TypedArrayOf[DType]): Uint8Array {
-  return new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
-}
-
 /** Collects nodes and initializers while a graph is lowered. */
-class Emitter {
-  readonly nodes: NodeProto[] = [];
-  readonly initializers: TensorProto[] = [];
+class Emitter extends NodeWriter {
   readonly #names = new Map<Value, string>();
-  /** Names that the graph's inputs and outputs bear. */
-  readonly #claimed = new Set<string>();
-  readonly #shared = new Map<string, string>();
   readonly #splits = new Map<string, readonly string[]>();
+  /** Sums of blocks, by what they are of. */
+  readonly #sums = new Map<string, string>();
   readonly #open: number | undefined;
-  #next = 0;
 
   constructor(open: number | undefined) {
+    super();
     this.#open = open;
   }
 
@@ -69,67 +43,10 @@ class Emitter {
 
   /** @returns false when the value already has a name */
   claim(x: Value, name: string): boolean {
-    this.#claimed.add(name);
+    this.claimName(name);
     if (this.#names.has(x)) return false;
     this.#names.set(x, name);
     return true;
-  }
-
-  fresh(): string {
-    for (;;) {
-      const name = `t${this.#next++}`;
-      if (!this.#claimed.has(name)) return name;
-    }
-  }
-
-  node(
-    opType: string,
-    input: readonly string[],
-    output: readonly string[],
-    attributes: Readonly<Record<string, AttributeValue>> = {},
-    domain = "",
-  ): void {
-    const list = Object.entries(attributes).map(([name, value]) => attribute(name, value));
-    this.nodes.push({ opType, input, output, attribute: list, domain });
-  }
-
-  /** A node whose result only the lowering itself uses. */
-  temporary(
-    opType: string,
-    input: readonly string[],
-    attributes: Readonly<Record<string, AttributeValue>> = {},
-  ): string {
-    const name = this.fresh();
-    this.node(opType, input, [name], attributes);
-    return name;
-  }
-
-  tensor(dtype: DType, dims: Shape, data: TypedArrayOf[DType], name = this.fresh()): string {
-    this.initializers.push({ name, dims, dataType: ELEMENT_TYPE[dtype], rawData: bytesOf(data) });
-    return name;
-  }
-
-  /** A shared one-dimensional int64 constant: shapes, axes, bounds. */
-  integers(values: readonly number[]): string {
-    invariant(!values.some((value) => this.isOpen(value)), `an open size cannot be a constant: ${values}`);
-    const key = `i64:${values}`;
-    let name = this.#shared.get(key);
-    if (name === undefined) {
-      name = this.tensor("i64", [values.length], BigInt64Array.from(values, BigInt));
-      this.#shared.set(key, name);
-    }
-    return name;
-  }
-
-  /** A shared float constant of the given shape. */
-  floats(values: readonly number[], dims: Shape): string {
-    const key = `f32:${dims}:${values}`;
-    let name = this.#shared.get(key);
-    if (name === undefined) {
-      name = this.tensor("f32", dims, Float32Array.from(values));
-      this.#shared.set(key, name);
-    }
-    return name;
   }
 
   /** The rows of an array in parts of as many as `counts` says when the graph runs; one split for all who ask. */
@@ -143,6 +60,11 @@ class Emitter {
       this.#splits.set(key, names);
     }
     return names;
+  }
+
+  override integers(values: readonly number[], dims?: Shape): string {
+    invariant(!values.some((value) => this.isOpen(value)), `an open size cannot be a constant: ${values}`);
+    return super.integers(values, dims);
   }
 
   /** What to reshape to: an open size, or a multiple of it, is left to the runtime. */
@@ -159,12 +81,12 @@ class Emitter {
 
   /** Sums of each block of the rows of x [rows, blocks·blockSize]: [rows, blocks], once for all who ask. */
   blockSums(x: string, rows: number, blocks: number, blockSize: number): string {
-    const key = `sums:${x}:${blockSize}`;
-    let sums = this.#shared.get(key);
+    const key = `${x}:${blockSize}`;
+    let sums = this.#sums.get(key);
     if (sums === undefined) {
       const apart = this.temporary("Reshape", [x, this.shape([rows, blocks, blockSize])]);
       sums = this.temporary("ReduceSum", [apart, this.integers([2])], { keepdims: 0 });
-      this.#shared.set(key, sums);
+      this.#sums.set(key, sums);
     }
     return sums;
   }
@@ -424,12 +346,7 @@ export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Arra
     return [{ name, dims: spec.shape, dataType: ELEMENT_TYPE[spec.dtype], externalData, dataLocation: 1 }];
   });
   return encodeModel({
-    irVersion: IR_VERSION,
-    producerName: "pondera",
-    opsetImport: [
-      { domain: "", version: OPSET },
-      { domain: "com.microsoft", version: 1 },
-    ],
+    ...modelHeader("com.microsoft"),
     graph: {
       name: "pondera",
       node: emitter.nodes,

@@ -43,7 +43,10 @@ const root = protobuf.Root.fromJSON({
             dataLocation: { id: 14, type: "int32" },
           },
         },
-        Dimension: { fields: { dimValue: { id: 1, type: "int64" } } },
+        Dimension: {
+          fields: { dimValue: { id: 1, type: "int64" }, dimParam: { id: 2, type: "string" } },
+          oneofs: { value: { oneof: ["dimValue", "dimParam"] } },
+        },
         TensorShapeProto: { fields: { dim: { id: 1, type: "Dimension", rule: "repeated" } } },
         TensorTypeProto: {
           fields: { elemType: { id: 1, type: "int32" }, shape: { id: 2, type: "TensorShapeProto" } },
@@ -115,12 +118,18 @@ export interface TensorProto {
   readonly dataLocation?: number;
 }
 
+/** A size, or the name of one that is known when the graph runs. */
+export interface DimensionProto {
+  readonly dimValue?: number;
+  readonly dimParam?: string;
+}
+
 export interface ValueInfoProto {
   readonly name: string;
   readonly type: {
     readonly tensorType: {
       readonly elemType: number;
-      readonly shape: { readonly dim: readonly { readonly dimValue?: number }[] };
+      readonly shape: { readonly dim: readonly DimensionProto[] };
     };
   };
 }

@@ -1,10 +1,11 @@
 /** How often a model is right on given prompts. */
 
-import type { Engine } from "../../model/engine/engine.ts";
+import type { TokenEngine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import type { CompletionRecord, EvalSummary } from "../records/records.ts";
 import { type Judgement, judge } from "../tasks/judge.ts";
+import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Example, Judged, Task } from "../tasks/task.ts";
 import { summarize } from "./statistics.ts";
 
@@ -18,6 +19,8 @@ export interface EvaluateOptions {
   readonly seed: number;
   /** Tokens that end a completion. @default the tokenizer's end */
   readonly stopIds?: readonly number[];
+  /** How the model is given a prompt. @default as text */
+  readonly write?: PromptWriter;
   readonly signal?: AbortSignal;
 }
 
@@ -63,15 +66,16 @@ export async function recordOf<Row>(
  * @throws ConfigError when there is no example; TaskError when a reward breaks its contract
  */
 export async function evaluate<Row>(
-  engine: Engine,
+  engine: TokenEngine,
   tokenizer: Tokenizer,
   task: Task<Row>,
   examples: readonly Example<Row>[],
   options: EvaluateOptions,
 ): Promise<Evaluation> {
   const { samples = 1, temperature = 1, topP = 1, maxNewTokens, seed, signal } = options;
-  const requests = examples.map(({ prompt }, index) => ({
-    prompt: encodePrompt(tokenizer, prompt),
+  const { write = asText } = options;
+  const requests = examples.map((example, index) => ({
+    prompt: encodePrompt(tokenizer, write(example)),
     samples,
     seed,
     path: [EVALUATION_STREAM, index],

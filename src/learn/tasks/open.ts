@@ -103,7 +103,31 @@ function toExample<Row extends PromptRow>(task: string, row: Row): Example<Row> 
           : "Write { prompt: … }",
     });
   }
-  return { id: row.id === undefined ? contentHash(prompt) : String(row.id), prompt, row };
+  const id = row.id === undefined ? contentHash(prompt) : String(row.id);
+  const { messages } = row;
+  if (messages === undefined) return { id, prompt, row };
+  expectMessages(`task ${task}`, messages);
+  return { id, prompt, messages, row };
+}
+
+/** @throws TaskError unless they are a conversation that a chat template can write */
+function expectMessages(where: string, messages: unknown): void {
+  const good =
+    Array.isArray(messages) &&
+    messages.length > 0 &&
+    messages.every(
+      (message: unknown) =>
+        typeof message === "object" &&
+        message !== null &&
+        typeof (message as { role?: unknown }).role === "string" &&
+        "content" in message,
+    );
+  if (good) return;
+  throw new TaskError({
+    where: `${where}: messages`,
+    rule: "must be a list of { role, content }, with one at least",
+    got: describe(messages),
+  });
 }
 
 interface Split<Row> {
@@ -260,6 +284,7 @@ function guardTraces(
         got: describe(trace),
       });
     }
+    if (trace.messages !== undefined) expectMessages(`task ${name}: ${what}`, trace.messages);
     return trace;
   };
   return (random) => redraw(name, what, () => checked(random), isHeldOut);

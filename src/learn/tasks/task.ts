@@ -8,10 +8,17 @@
 import { z } from "zod";
 import { expectKnown, TaskError } from "../../base/errors.ts";
 import type { Random } from "../../compute/tensor/random.ts";
+import type { ChatMessage } from "../../model/text/chat-template.ts";
 
 /** What a user's prompts yield: the text the model sees, and any other fields for the judges. */
 export interface PromptRow {
+  /** What the model is to go on from; as far as content goes, what the example is. */
   readonly prompt: string;
+  /**
+   * The same as a conversation, for models that were trained to take part in one and have a chat template.
+   * @default one message of the user's, the prompt
+   */
+  readonly messages?: readonly ChatMessage[];
   /** Names the example in records and errors; derived from the prompt when absent. */
   readonly id?: string | number;
 }
@@ -20,6 +27,8 @@ export interface PromptRow {
 export interface Example<Row> {
   readonly id: string;
   readonly prompt: string;
+  /** As in {@link PromptRow}. */
+  readonly messages?: readonly ChatMessage[];
   readonly row: Row;
 }
 
@@ -50,6 +59,8 @@ export type Correct<Row> = (completion: Judged, example: Example<Row>) => boolea
 /** A prompt together with what to write after it: training text for a base model or a cold start. */
 export interface Trace {
   readonly prompt: string;
+  /** As in {@link PromptRow}. */
+  readonly messages?: readonly ChatMessage[];
   readonly completion: string;
 }
 

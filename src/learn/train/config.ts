@@ -5,11 +5,12 @@
 
 import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
+import { ADAPTER_TARGETS, type AdapterConfig, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
-import { POLICY_LOSSES } from "./losses.ts";
+import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "./losses.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
 const countOrNone = z.int("must be a whole number").min(0, "must be at least 0");
@@ -70,6 +71,7 @@ const PolicyStage = z.strictObject({
   loss: z.enum(POLICY_LOSSES),
   /** What an advantage is divided by: the spread of its group, of the batch, or nothing. */
   scaling: z.enum(["group", "batch", "none"]),
+  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `CLIP_BOUNDS` in losses.ts. */
   clipLow: nonNegative,
   clipHigh: nonNegative,
   /** Two-sided clipping: the largest ratio a negative advantage may be multiplied with. Absent: none. */
@@ -150,11 +152,31 @@ const Model = z.strictObject({
   mixture: Mixture.optional(),
 });
 
+/** Low-rank adapters beside the matrices of a model that was loaded; they alone are trained. */
+const Lora = z.strictObject({
+  /** r. */
+  rank: count,
+  /** α: what an adapter adds is multiplied by α/r. */
+  alpha: positive,
+  /** Last parts of the matrices' names. */
+  targets: z
+    .array(z.string("must be names of matrices"), "must be a list of names")
+    .min(1, "must not be empty"),
+});
+
 const Schema = z.strictObject({
   seed: z.int("must be a whole number"),
   /** Threads of every operator. Another number gives another rounding. */
   threads: count,
-  model: Model,
+  /** Of a model made from nothing; absent where one is loaded. */
+  model: Model.optional(),
+  /** Absent: all weights are trained. */
+  lora: Lora.optional(),
+  /**
+   * How a model that was loaded is given its prompts: `chat`, as a conversation by its own template where it has one, or
+   * `text`, as they are. @default "chat"
+   */
+  prompts: z.enum(["chat", "text"]).optional(),
   /** Training on the task's exploration: makes the base. */
   pretrain: LanguageStage,
   /** Training on the task's good traces: a cold start. */
@@ -175,7 +197,9 @@ const Schema = z.strictObject({
 export type RunConfig = Readonly<z.infer<typeof Schema>>;
 export type LanguageStageConfig = RunConfig["pretrain"];
 export type PolicyStageConfig = RunConfig["rl"];
-export type ModelSizes = RunConfig["model"];
+export type ModelSizes = NonNullable<RunConfig["model"]>;
+/** The configuration of a run that makes its own model. */
+export type FreshRunConfig = RunConfig & { readonly model: ModelSizes };
 
 function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
   return path.reduce<unknown>(
@@ -191,6 +215,7 @@ function namesAt(path: readonly PropertyKey[]): readonly string[] | undefined {
   for (const key of path) {
     if (!(schema instanceof z.ZodObject)) return undefined;
     schema = (schema.shape as Record<PropertyKey, z.core.$ZodType>)[key]!;
+    if (schema instanceof z.ZodOptional) schema = schema.unwrap() as z.core.$ZodType;
   }
   return schema instanceof z.ZodObject ? Object.keys(schema.shape) : undefined;
 }
@@ -215,16 +240,17 @@ export function parseRunConfig(value: unknown): RunConfig {
     throw new ConfigError({ where, rule: issue.message, got: got ?? "nothing" });
   }
   const config = parsed.data;
-  // The vocabulary and the longest sequence come with the task; the rest of the model can be checked now.
-  const model = modelConfig(config.model, { vocabSize: 1, maxPositions: 1 });
-  architectureOf(model).check(model);
-  architectureOf(model).checkDecoding(model);
-  if (config.model.width % config.model.heads !== 0) {
-    throw new ConfigError({
-      where: "config.model.width",
-      rule: "must be a multiple of heads, as other programs that load the model demand",
-      got: `width ${config.model.width}, heads ${config.model.heads}`,
-    });
+  if (config.model !== undefined) checkModel(config.model);
+  if (config.lora !== undefined) {
+    checkAdapters(config.lora);
+    if (config.model !== undefined) {
+      throw new ConfigError({
+        where: "config.lora",
+        rule: "is for a model that is loaded: one made from nothing has nothing to keep",
+        got: "it beside config.model",
+        remedy: "Name a model with --model, or leave it out",
+      });
+    }
   }
   const { prompts, samples, updatesPerRollout, maxNewTokens, overlong, overlongSlope } = config.rl;
   if (updatesPerRollout > prompts * samples) {
@@ -242,6 +268,21 @@ export function parseRunConfig(value: unknown): RunConfig {
     });
   }
   return config;
+}
+
+/** @throws ConfigError naming the field that no model can have */
+function checkModel(sizes: ModelSizes): void {
+  // The vocabulary and the longest sequence come with the task; the rest of the model can be checked now.
+  const model = modelConfig(sizes, { vocabSize: 1, maxPositions: 1 });
+  architectureOf(model).check(model);
+  architectureOf(model).checkDecoding(model);
+  if (sizes.width % sizes.heads !== 0) {
+    throw new ConfigError({
+      where: "config.model.width",
+      rule: "must be a multiple of heads, as other programs that load the model demand",
+      got: `width ${sizes.width}, heads ${sizes.heads}`,
+    });
+  }
 }
 
 /**
@@ -292,10 +333,33 @@ export function setOption(config: RunConfig, assignment: string): RunConfig {
   return withValue(config, path, value) as RunConfig;
 }
 
+/** A configuration with another policy loss, and the clip bounds that belong to it. */
+export function withLoss(config: RunConfig, loss: PolicyLossName): RunConfig {
+  return { ...config, rl: { ...config.rl, loss, ...CLIP_BOUNDS[loss] } };
+}
+
+/**
+ * A configuration with several fields set, one after another. A loss that is set brings its clip bounds, but for those that
+ * are set, too.
+ * @throws ConfigError as {@link setOption}
+ */
+export function setOptions(config: RunConfig, assignments: readonly string[]): RunConfig {
+  const set = assignments.reduce(setOption, config);
+  const isSet = (field: string): boolean =>
+    assignments.some((assignment) => assignment.split("=")[0]!.trim() === `rl.${field}`);
+  // A loss that does not exist is left to be refused with the whole.
+  const bounds: ClipBounds | undefined = isSet("loss") ? CLIP_BOUNDS[set.rl.loss] : undefined;
+  if (bounds === undefined) return set;
+  const theirs = Object.entries(bounds).filter(([field]) => !isSet(field));
+  return { ...set, rl: { ...set.rl, ...Object.fromEntries(theirs) } };
+}
+
 /** What a run's tensors, data or records depend on from its first step. */
 const FIXED = [
   "seed",
   "model",
+  "lora",
+  "prompts",
   "countdown",
   "pretrain.steps",
   "sft.steps",
@@ -306,7 +370,7 @@ const FIXED = [
 
 /**
  * The configuration of a run that goes on with some fields set anew.
- * @throws ConfigError when a field may not change once a run has begun; as {@link setOption}, {@link parseRunConfig}
+ * @throws ConfigError when a field may not change once a run has begun; as {@link setOptions}, {@link parseRunConfig}
  */
 export function changedConfig(config: RunConfig, assignments: readonly string[]): RunConfig {
   for (const assignment of assignments) {
@@ -319,13 +383,14 @@ export function changedConfig(config: RunConfig, assignments: readonly string[])
       remedy: "Start a new run with it",
     });
   }
-  return parseRunConfig(assignments.reduce(setOption, config));
+  return parseRunConfig(setOptions(config, assignments));
 }
 
 function withValue(root: unknown, path: readonly string[], value: unknown): unknown {
   const [key, ...rest] = path;
   if (key === undefined) return value;
-  const object = root as Record<string, unknown>;
+  // A section that may be absent begins with the field that is set; what it lacks is named when it is parsed.
+  const object = (root ?? {}) as Record<string, unknown>;
   return { ...object, [key]: withValue(object[key], rest, value) };
 }
 
@@ -353,17 +418,27 @@ export function sizesOf(depth: number): ModelSizes {
 /**
  * A configuration at another depth. AdamW's rates fall with the square root of the width; Muon's, whose updates have a size
  * of their own, stay; batches of text grow with the depth.
+ * @throws ConfigError for a configuration without a model of its own
  */
-export function withDepth(config: RunConfig, depth: number): RunConfig {
+export function withDepth(config: RunConfig, depth: number): FreshRunConfig {
+  const { model: own } = config;
+  if (own === undefined) {
+    throw new ConfigError({
+      where: "--depth",
+      rule: "is for a model made from nothing",
+      got: "a configuration for one that is loaded",
+      remedy: "Leave it out: a model that is loaded has its layers",
+    });
+  }
   const model = sizesOf(depth);
-  const rate = Math.sqrt(config.model.width / model.width);
+  const rate = Math.sqrt(own.width / model.width);
   const scaledRates = <S extends { readonly rates: RunConfig["rl"]["rates"] }>(stage: S): S => ({
     ...stage,
     rates: { ...stage.rates, adamW: stage.rates.adamW * rate },
   });
   const scaledText = (stage: LanguageStageConfig): LanguageStageConfig => ({
     ...scaledRates(stage),
-    rows: Math.max(1, Math.round((stage.rows * depth) / config.model.layers)),
+    rows: Math.max(1, Math.round((stage.rows * depth) / own.layers)),
   });
   return {
     ...config,
@@ -371,6 +446,23 @@ export function withDepth(config: RunConfig, depth: number): RunConfig {
     pretrain: scaledText(config.pretrain),
     sft: scaledText(config.sft),
     rl: scaledRates(config.rl),
+  };
+}
+
+/** α of adapters of rank r, as twice the rank: the custom that their learning rate goes with. */
+const ALPHA_PER_RANK = 2;
+/** Adapters begin at zero and take a rate that would wreck full weights (arXiv:2106.09685, appendix D). */
+const LORA_RATE = 2e-4;
+
+/** A configuration for adapters of a rank in place of full weights, on all matrices, with rates that fit them. */
+export function withLora(config: RunConfig, rank: number): RunConfig {
+  const lora: AdapterConfig = { rank, alpha: ALPHA_PER_RANK * rank, targets: ADAPTER_TARGETS };
+  const rates = { ...config.rl.rates, adamW: LORA_RATE };
+  return {
+    ...config,
+    lora: { ...lora, targets: [...lora.targets] },
+    sft: { ...config.sft, rates },
+    rl: { ...config.rl, rates },
   };
 }
 

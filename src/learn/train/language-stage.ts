@@ -7,6 +7,7 @@ import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, causalKeys, trainFlops } from "../cost/flops.ts";
 import { scheduleFactor } from "../optim/schedule.ts";
 import type { ExpertMetrics } from "../records/records.ts";
+import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Trace } from "../tasks/task.ts";
 import type { LanguageStageConfig } from "./config.ts";
 import { expertMetrics } from "./expert-metrics.ts";
@@ -26,8 +27,12 @@ export interface LanguageBatch {
 }
 
 /** A trace as a training sequence: only the completion and its end are to be predicted. */
-export function traceSequence(tokenizer: Tokenizer, trace: Trace): TrainingSequence {
-  const prompt = encodePrompt(tokenizer, trace.prompt);
+export function traceSequence(
+  tokenizer: Tokenizer,
+  trace: Trace,
+  write: PromptWriter = asText,
+): TrainingSequence {
+  const prompt = encodePrompt(tokenizer, write(trace));
   const completion = [...tokenizer.encode(trace.completion), tokenizer.eosId];
   return {
     ids: [...prompt, ...completion],
@@ -44,13 +49,15 @@ export function languageBatch(options: {
   readonly path: readonly number[];
   readonly rows: number;
   readonly rowLength: number;
+  /** How the model is given a prompt. @default as text */
+  readonly write?: PromptWriter;
 }): LanguageBatch {
   const { tokenizer, draw, seed, path, rows: B, rowLength: T } = options;
   const drawn: TrainingSequence[] = [];
   let tokens = 0;
   let tooLong = 0;
   for (let index = 0; tokens < FILL * B * T; index++) {
-    const sequence = traceSequence(tokenizer, draw(new Random(seed, ...path, index)));
+    const sequence = traceSequence(tokenizer, draw(new Random(seed, ...path, index)), options.write);
     if (sequence.ids.length <= T) {
       drawn.push(sequence);
       tokens += sequence.ids.length;
@@ -109,9 +116,17 @@ export interface StepOutcome {
   readonly experts?: ExpertMetrics;
 }
 
-/** Operations of training on sequences of these lengths. */
-export function trainingFlops(sizes: CostSizes, lengths: readonly number[]): number {
-  return lengths.reduce((sum, length) => sum + length * trainFlops(sizes, causalKeys(length)), 0);
+/** A training pass is a forward pass and, for the gradients of what is computed and of the weights, two more. */
+export const FORWARDS = 3;
+
+/**
+ * Operations of training on sequences of these lengths.
+ * @param adapted  whether the matrices stay as they are, so that only what is computed has gradients; what the adapters
+ *   themselves take is left out
+ */
+export function trainingFlops(sizes: CostSizes, lengths: readonly number[], adapted = false): number {
+  const full = lengths.reduce((sum, length) => sum + length * trainFlops(sizes, causalKeys(length)), 0);
+  return adapted ? (full * (FORWARDS - 1)) / FORWARDS : full;
 }
 
 /** Forward, backward and update on one batch. */
@@ -130,7 +145,7 @@ export async function languageStep(
     gradientNorm,
     learningRate: matrixRate(stage, rates),
     tokens: { rollout: 0, train: batch.tokens },
-    flops: trainingFlops(sizes, lengths),
+    flops: trainingFlops(sizes, lengths, trainer.adapted),
     ...(experts === undefined ? {} : { experts }),
   };
 }

@@ -1,5 +1,5 @@
 /**
- * Losses as graphs over logits: cross-entropy and the GRPO family.
+ * Losses as graphs over predictions: cross-entropy and the GRPO family.
  *
  * Every loss is Σ weight·ℓ over tokens; the host puts the whole normalisation (1/|o_i|, 1/Σ|o_i|, 1/(G·L_max)) into
  * the weights, where it can be checked by hand, and sums over micro-batches are then exact. Formulas: DeepSeekMath
@@ -13,7 +13,6 @@ import {
   and,
   cast,
   concat,
-  div,
   equal,
   exp,
   full,
@@ -31,10 +30,9 @@ import {
   stopGradient,
   sub,
   sum,
-  takeAlongLast,
 } from "../../compute/graph/primitives.ts";
-import { logSoftmax } from "../../compute/ops/stable.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
+import type { Predictions } from "./predictions.ts";
 
 /** What a loss graph yields: `loss` is differentiated; sums and maxima are statistics that combine over micro-batches. */
 export interface LossOutputs {
@@ -54,27 +52,15 @@ export interface Loss {
   /** Whether the head for the token after next, where the model has one, learns beside it. @default false */
   readonly draft?: boolean;
   /**
-   * @param logits  [B·T, V]
    * @param tokens  f32[B, T] each, by the names above
    * @param batch   targets and segments, i32[B, T]
    */
   build(
-    logits: Value,
+    predictions: Predictions,
     tokens: Readonly<Record<string, Value>>,
     batch: { readonly targets: Value; readonly segments: Value },
     scalars: Readonly<Record<string, Value>>,
   ): LossOutputs;
-}
-
-/** log π(target) of each position. @param logp [B·T, V]; @param targets i32[B, T]; @returns [B, T] */
-export function targetLogp(logp: Value, targets: Value): Value {
-  const [B, T] = targets.shape as readonly [number, number];
-  return reshape(takeAlongLast(logp, reshape(targets, [B * T, 1])), [B, T]);
-}
-
-/** −Σ p log p of each row. @param logp [B·T, V]; @returns [B·T] */
-export function entropyOf(logp: Value): Value {
-  return neg(sum(mul(exp(logp), logp), [-1]));
 }
 
 /** Cross-entropy: Σ weight · −log π(target). */
@@ -83,8 +69,8 @@ export const CROSS_ENTROPY: Loss = {
   tokenInputs: ["weights"],
   scalars: [],
   draft: true,
-  build(logits, { weights }, { targets }) {
-    const loss = neg(sum(mul(weights!, targetLogp(logSoftmax(logits), targets))));
+  build(predictions, { weights }, { targets }) {
+    const loss = neg(sum(mul(weights!, predictions.logp(targets))));
     return { loss, sums: {}, maxima: {} };
   },
 };
@@ -92,23 +78,44 @@ export const CROSS_ENTROPY: Loss = {
 /**
  * Multi-token prediction (arXiv:2412.19437 eqs. 24–25): the cross-entropy of the token after next, with the weight that this
  * token has in the loss of the next. The first of a sequence's tokens is nobody's token after next but that of another.
- * @param logits  of the drafting head, [B·T, V]
- * @param batch   segments, targets i32[B, T] and weights f32[B, T] of the next token; T at least 2
+ * @param predictions  of the drafting head
+ * @param batch        segments, targets i32[B, T] and weights f32[B, T] of the next token; T at least 2
  */
 export function draftLoss(
-  logits: Value,
+  predictions: Predictions,
   batch: { readonly segments: Value; readonly targets: Value; readonly weights: Value },
 ): Value {
   const [B, T] = batch.targets.shape as readonly [number, number];
   /** What stands one position further on; 0 past the end. */
   const ahead = (x: Value): Value => concat([slice(x, 1, 1, T), full(x, [B, 1], 0)], 1);
   const together = cast(equal(batch.segments, ahead(batch.segments)), "f32");
-  const logp = targetLogp(logSoftmax(logits), ahead(batch.targets));
+  const logp = predictions.logp(ahead(batch.targets));
   return neg(sum(mul(mul(ahead(batch.weights), together), logp)));
 }
 
 export const POLICY_LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"] as const;
 export type PolicyLossName = (typeof POLICY_LOSSES)[number];
+
+/** How far a ratio may go from 1 before it is clipped: to 1 − low, and to 1 + high. */
+export interface ClipBounds {
+  readonly clipLow: number;
+  readonly clipHigh: number;
+}
+
+/**
+ * The bounds that each loss was published with, taken when a run names the loss and no bounds.
+ * - grpo: 0.2 on both sides, PPO's; DeepSeekMath does not print its own, and R1 trained with 10 (Nature, Methods)
+ * - dapo: 0.2 and 0.28, "clip-higher" (arXiv:2503.14476 eq. 10); here dr_grpo has them too
+ * - gspo: 3e-4 and 4e-4 of the length-normalised ratio of sequences (arXiv:2507.18071 §5.1)
+ * - cispo: no lower bound, and a ratio of at most 5 (arXiv:2506.13585 leaves the number open; 5 is TRL's `epsilon_high`)
+ */
+export const CLIP_BOUNDS: Readonly<Record<PolicyLossName, ClipBounds>> = {
+  grpo: { clipLow: 0.2, clipHigh: 0.2 },
+  dr_grpo: { clipLow: 0.2, clipHigh: 0.28 },
+  dapo: { clipLow: 0.2, clipHigh: 0.28 },
+  cispo: { clipLow: 1, clipHigh: 4 },
+  gspo: { clipLow: 3e-4, clipHigh: 4e-4 },
+};
 
 export interface PolicyLossOptions {
   readonly loss: PolicyLossName;
@@ -146,7 +153,7 @@ export function policyLoss({ loss: name, kl, dualClip }: PolicyLossOptions): Los
       ...(dualClip ? ["ratioCap"] : []),
       ...(kl ? ["klBeta"] : []),
     ],
-    build(logits, tokens, { targets, segments }, scalars) {
+    build(predictions, tokens, { targets, segments }, scalars) {
       const { weights, counts, advantage, sampledLogp, sequenceShare, referenceLogp } = tokens as Record<
         string,
         Value
@@ -155,9 +162,7 @@ export function policyLoss({ loss: name, kl, dualClip }: PolicyLossOptions): Los
         string,
         Value
       >;
-      const [B, T] = targets.shape as readonly [number, number];
-      const logp = logSoftmax(div(logits, temperature!));
-      const policy = targetLogp(logp, targets);
+      const { logp: policy, entropy } = predictions.logpAndEntropy(targets, temperature!);
       // Outside completions both are meaningless numbers; their difference is set to 0 so that no exp overflows.
       const logRatio = mul(sub(policy, sampledLogp!), counts!);
       const ratio = exp(gspo ? sequenceMean(logRatio, sequenceShare!, segments) : logRatio);
@@ -181,7 +186,6 @@ export function policyLoss({ loss: name, kl, dualClip }: PolicyLossOptions): Los
         perToken = add(perToken, mul(klBeta!, k3));
         sums["kl"] = sum(mul(k3, counts!));
       }
-      const entropy = reshape(entropyOf(logp), [B, T]);
       perToken = sub(perToken, mul(entropyBonus!, entropy));
 
       const counted = (condition: Value): Value => sum(mul(cast(condition, "f32"), counts!));

@@ -7,10 +7,11 @@ import type { Engine } from "../../model/engine/engine.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, causalKeys, forwardFlops } from "../cost/flops.ts";
 import type { RolloutMetrics } from "../records/records.ts";
+import type { PromptWriter } from "../tasks/prompts.ts";
 import type { Task } from "../tasks/task.ts";
 import type { PolicyStageConfig } from "./config.ts";
 import { expertMetrics } from "./expert-metrics.ts";
-import { matrixRate, ratesAt, type StepOutcome, trainingFlops } from "./language-stage.ts";
+import { FORWARDS, matrixRate, ratesAt, type StepOutcome, trainingFlops } from "./language-stage.ts";
 import { policyLoss } from "./losses.ts";
 import { type PackedBatch, packInto } from "./pack.ts";
 import { miniBatches } from "./policy-batch.ts";
@@ -41,6 +42,9 @@ export interface PolicyStepOptions<Row> {
   /** 1-based. */
   readonly step: number;
   readonly reference?: Reference;
+  /** As in {@link rollOut}. */
+  readonly write?: PromptWriter;
+  readonly stopIds?: readonly number[];
   readonly signal?: AbortSignal;
 }
 
@@ -85,6 +89,8 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
   const rollout = await rollOut({
     ...{ engine, tokenizer, task, seed, step },
     ...{ prompts, samples, maxNewTokens, temperature, resampleAttempts },
+    ...(options.write === undefined ? {} : { write: options.write }),
+    ...(options.stopIds === undefined ? {} : { stopIds: options.stopIds }),
     ...(signal === undefined ? {} : { signal }),
   });
   const packing = performance.now();
@@ -129,12 +135,10 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     }
   }
   const taken = updates.length * stage.epochs;
-  const trainOnce = trainingFlops(
-    sizes,
-    parts.flat().map(({ ids }) => ids.length),
-  );
-  // A forward pass is a third of a training pass.
-  const trainFlops = trainOnce * (stage.epochs + (reference === undefined ? 0 : 1 / 3));
+  const lengths = parts.flat().map(({ ids }) => ids.length);
+  const trainOnce = trainingFlops(sizes, lengths, trainer.adapted);
+  const scoring = reference === undefined ? 0 : trainingFlops(sizes, lengths) / FORWARDS;
+  const trainFlops = trainOnce * stage.epochs + scoring;
   const experts = expertMetrics(loads);
   const done = performance.now();
   const generated = rollout.drawn.reduce(

@@ -8,6 +8,7 @@ import type { Engine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type Judgement, judge } from "../tasks/judge.ts";
+import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Example, Judged, Task } from "../tasks/task.ts";
 import { STREAMS } from "./streams.ts";
 
@@ -36,6 +37,10 @@ export interface RolloutOptions<Row> {
   readonly maxNewTokens: number;
   readonly temperature: number;
   readonly resampleAttempts: number;
+  /** How the model is given a prompt. @default as text */
+  readonly write?: PromptWriter;
+  /** Tokens that end a completion. @default the tokenizer's end */
+  readonly stopIds?: readonly number[];
   readonly signal?: AbortSignal;
 }
 
@@ -59,7 +64,7 @@ export function isEqual({ samples }: Group<unknown>): boolean {
  * @throws TaskError when a reward breaks its contract
  */
 export async function rollOut<Row>(options: RolloutOptions<Row>): Promise<Rollout<Row>> {
-  const { engine, tokenizer, task, seed, step, signal } = options;
+  const { engine, tokenizer, task, seed, step, signal, write = asText } = options;
   const seconds = { generate: 0, judge: 0 };
   const groups: Group<Row>[] = [];
   const drawn: Group<Row>[] = [];
@@ -71,7 +76,7 @@ export async function rollOut<Row>(options: RolloutOptions<Row>): Promise<Rollou
       const path = [STREAMS.completion, step, p, attempt];
       return {
         example,
-        prompt: encodePrompt(tokenizer, example.prompt),
+        prompt: encodePrompt(tokenizer, write(example)),
         samples: options.samples,
         seed,
         path,
@@ -80,7 +85,7 @@ export async function rollOut<Row>(options: RolloutOptions<Row>): Promise<Rollou
     const completions = await engine.generate(requests, {
       maxNewTokens: options.maxNewTokens,
       temperature: options.temperature,
-      stopIds: [tokenizer.eosId],
+      stopIds: options.stopIds ?? [tokenizer.eosId],
       ...(signal === undefined ? {} : { signal }),
     });
     const generated = performance.now();

@@ -43,6 +43,8 @@ const Manifest = z.object({
   versions: z.record(z.string(), z.string()),
   /** Absolute path of the file that defines the task, for a task that is not built in. */
   taskFile: z.string().optional(),
+  /** The pretrained model it began with, for a run that does not make its own. */
+  model: z.object({ name: z.string(), path: z.string(), sha256: z.string() }).optional(),
   /** SHA-256 of each data file, by name. */
   data: z.record(z.string(), z.string()),
 });
@@ -202,6 +204,7 @@ export interface CreateRun {
   readonly config: Readonly<Record<string, unknown>>;
   readonly versions: Readonly<Record<string, string>>;
   readonly taskFile?: string;
+  readonly model?: NonNullable<RunManifest["model"]>;
   readonly data?: Readonly<Record<string, string>>;
   /** @default now */
   readonly created?: Date;
@@ -248,6 +251,7 @@ export class RunFolder {
         config: options.config,
         versions: options.versions,
         ...(options.taskFile === undefined ? {} : { taskFile: options.taskFile }),
+        ...(options.model === undefined ? {} : { model: options.model }),
         data: options.data ?? {},
       };
       await writeManifest(path, manifest);

@@ -5,7 +5,9 @@ import { ConfigError, TaskError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import type { Task } from "../tasks/task.ts";
+import { type BasePlace, openBaseModel, reopenBaseModel } from "./base-model.ts";
 import { changedConfig, parseRunConfig, type RunConfig } from "./config.ts";
+import { checkBase } from "./prompt-room.ts";
 import { RunFolder, type RunManifest, readRun } from "./run-folder.ts";
 import { type RunOptions, type RunOutcome, Training } from "./training.ts";
 
@@ -18,6 +20,8 @@ export interface StartOptions<Row> extends RunOptions {
   readonly taskFile?: string;
   readonly data?: Readonly<Record<string, string>>;
   readonly preset: string;
+  /** The model to train; the configuration then has no `model`. @default one made from nothing, as the configuration says */
+  readonly model?: BasePlace;
   readonly config: RunConfig;
 }
 
@@ -28,9 +32,13 @@ export interface StartOptions<Row> extends RunOptions {
  */
 export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutcome> {
   const config = parseRunConfig(options.config);
+  checkModel(options.model, config);
   checkTask(options.task, config);
   const runtime = await Runtime.create({ threads: config.threads });
   try {
+    if (options.model !== undefined) options.observer?.note(`Reading ${options.model.name}…`);
+    const base = options.model && (await openBaseModel(options.model, config.lora !== undefined));
+    if (base !== undefined) checkBase(base, options.task, config);
     const folder = await RunFolder.create({
       root: options.root,
       ...(options.name === undefined ? {} : { name: options.name }),
@@ -40,10 +48,12 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
       seed: config.seed,
       config,
       versions: versions(runtime),
+      ...(base === undefined ? {} : { model: base.identity }),
       data: options.data ?? {},
     });
     try {
-      const training = new Training({ folder, runtime, task: options.task, config }, options);
+      const parts = { folder, runtime, task: options.task, config };
+      const training = new Training(base === undefined ? parts : { ...parts, base }, options);
       return await training.run(undefined);
     } finally {
       await folder.close();
@@ -82,7 +92,11 @@ export async function resumeRun(
     await folder.truncateAfter(checkpoint);
     const runtime = await Runtime.create({ threads: config.threads });
     try {
-      const training = new Training({ folder, runtime, task, config }, options);
+      const { model } = folder.manifest;
+      if (model !== undefined) options.observer?.note(`Reading ${model.name}…`);
+      const base = model && (await reopenBaseModel(model));
+      const parts = { folder, runtime, task, config };
+      const training = new Training(base === undefined ? parts : { ...parts, base }, options);
       return await training.run(checkpoint);
     } finally {
       runtime.dispose();
@@ -101,6 +115,25 @@ function versions(runtime: Runtime): Record<string, string> {
     platform: `${process.platform} ${process.arch}`,
     cpu: cpus()[0]?.model ?? "unknown",
   };
+}
+
+/** Whether the run makes a model or loads one, and not both. */
+function checkModel(base: BasePlace | undefined, config: RunConfig): void {
+  if ((base === undefined) === (config.model !== undefined)) {
+    if (base === undefined || config.pretrain.steps === 0) return;
+    throw new ConfigError({
+      where: "config.pretrain.steps",
+      rule: "must be 0 for a model that is loaded: its base is made",
+      got: `${config.pretrain.steps}`,
+      remedy: "Set sft.steps for a cold start on the task's good traces",
+    });
+  }
+  throw new ConfigError({
+    where: "config.model",
+    rule: "must be given for a model made from nothing, and absent for one that is loaded",
+    got: base === undefined ? "neither sizes nor a model" : "both sizes and a model",
+    remedy: base === undefined ? "Name a model with --model" : "Use the preset tune",
+  });
 }
 
 /** Whether the task has what the stages need, before anything is written. */

@@ -1,16 +1,14 @@
 /** Log-probabilities of given tokens under given weights: the reference policy of the KL term, and the sampler's check. */
 
 import type { Value } from "../../compute/graph/ir.ts";
-import { div } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
-import { logSoftmax } from "../../compute/ops/stable.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../../model/arch/models.ts";
-import { targetLogp } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
+import { fromHidden } from "./predictions.ts";
 
 const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;
 
@@ -46,8 +44,9 @@ export class Scorer {
     const { program, outputs: outputSpecs } = await this.#programs.get(`score:${shape.join("x")}`, () => ({
       graph: trace(specs, (x: Record<string, Value>) => {
         const { ids, positions, segments, targets } = x as Record<(typeof BATCH_INPUTS)[number], Value>;
-        const { logits } = architectureOf(this.#config).train(x, { ids, positions, segments }, this.#config);
-        return { logp: targetLogp(logSoftmax(div(logits, x["temperature"]!)), targets) };
+        const rows = { ids, positions, segments };
+        const { hidden, head } = architectureOf(this.#config).train(x, rows, this.#config);
+        return { logp: fromHidden(hidden, head, { learns: false }).logp(targets, x["temperature"]!) };
       }),
     }));
     const inputs = tensorsOf(this.#runtime, integers) as Record<string, DeviceTensor<"i32">>;

@@ -17,11 +17,12 @@ import type { Call } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
-import type { ParameterSpec } from "../../model/arch/architecture.ts";
+import type { ParameterSpec, TrainOutputs } from "../../model/arch/architecture.ts";
 import { architectureOf, type ModelConfig, modelParameters, weightSpecs } from "../../model/arch/models.ts";
 import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
 import { batchSpecs, draftLoss, type Loss } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
+import { fromHidden } from "./predictions.ts";
 
 export interface OptimizerOptions {
   /** Optimizer of the matrices; embeddings, head and norms always take AdamW. */
@@ -108,7 +109,10 @@ export class Trainer {
   updates = 0;
   readonly #runtime: Runtime;
   readonly #programs: ProgramCache;
+  /** Of what an update moves: with adapters those alone. */
   readonly #specs: readonly ParameterSpec[];
+  /** The other weights, if any: shared with whoever gave them. */
+  readonly #frozen: Readonly<Floats>;
   /** Weights and optimizer state, twice. */
   readonly #state: readonly [Floats, Floats];
   readonly #gradients: readonly [Floats, Floats];
@@ -125,13 +129,15 @@ export class Trainer {
     config: ModelConfig,
     options: OptimizerOptions,
     auxiliary: AuxiliaryOptions,
+    frozen: Readonly<Floats>,
   ) {
     this.config = config;
     this.options = options;
     this.auxiliary = auxiliary;
     this.#runtime = runtime;
     this.#programs = new ProgramCache(runtime);
-    this.#specs = modelParameters(config);
+    this.#specs = movedParameters(config);
+    this.#frozen = frozen;
     const zeros = (specs: Record<string, TensorSpec>): Floats => tensorsOf(runtime, specs) as Floats;
     this.#state = [zeros(this.stateSpecs()), zeros(this.stateSpecs())];
     this.#gradients = [zeros(this.#gradientSpecs()), zeros(this.#gradientSpecs())];
@@ -139,6 +145,8 @@ export class Trainer {
 
   /**
    * A trainer over a copy of the given weights.
+   * @param weights  those that are trained: all of the model's, or the adapters'
+   * @param frozen   the others, which are read in place
    * @throws ConfigError when a weight is missing or of another shape
    */
   static create(
@@ -147,15 +155,26 @@ export class Trainer {
     weights: Readonly<Record<string, HostArray<"f32">>>,
     options: Partial<OptimizerOptions> = {},
     auxiliary: Partial<AuxiliaryOptions> = {},
+    frozen: Readonly<Floats> = {},
   ): Trainer {
+    const moved = new Set(movedParameters(config).map(({ name }) => name));
+    const still = modelParameters(config).filter(({ name }) => !moved.has(name));
+    for (const { name, shape } of still) expectTensor(name, shape, frozen[name]);
     const trainer = new Trainer(
       runtime,
       config,
       { ...OPTIMIZER_DEFAULTS, ...options },
       { ...AUXILIARY_DEFAULTS, ...auxiliary },
+      Object.fromEntries(still.map(({ name }) => [name, frozen[name]!])),
     );
-    trainer.#write(weights, weightSpecs(config));
+    const specs = Object.entries(weightSpecs(config)).filter(([name]) => moved.has(name));
+    trainer.#write(weights, Object.fromEntries(specs));
     return trainer;
+  }
+
+  /** Whether adapters alone are trained. */
+  get adapted(): boolean {
+    return this.#specs[0]!.kind === "adapter";
   }
 
   #usesMuon(spec: ParameterSpec): boolean {
@@ -194,13 +213,18 @@ export class Trainer {
     return specs;
   }
 
-  /** The current weights: live tensors that the next `apply` replaces. */
+  /** The current weights: live tensors, of which the next `apply` replaces those of {@link moved}. */
   weights(): Record<string, DeviceTensor<"f32">> {
+    return { ...this.#frozen, ...this.moved() };
+  }
+
+  /** The weights that updates move, as they are now; live tensors that the next `apply` replaces. */
+  moved(): Record<string, DeviceTensor<"f32">> {
     const state = this.#state[this.#current];
     return Object.fromEntries(this.#specs.map(({ name }) => [name, state[name]!]));
   }
 
-  /** A copy of weights and optimizer state. */
+  /** A copy of the weights that move, and of the optimizer's state. */
   snapshot(): Record<string, HostArray<"f32">> {
     const state = Object.entries(this.#state[this.#current]);
     return Object.fromEntries(
@@ -223,17 +247,7 @@ export class Trainer {
 
   /** Takes tensors over, all or none. */
   #write(arrays: Readonly<Record<string, HostArray<"f32">>>, specs: Record<string, TensorSpec>): void {
-    for (const [name, { shape }] of Object.entries(specs)) {
-      const array = arrays[name];
-      if (array === undefined || !sameShape(array.shape, shape)) {
-        throw new ConfigError({
-          where: `trainer: ${name}`,
-          rule: `needs a tensor f32[${shape}]`,
-          got: array === undefined ? "none" : `f32[${array.shape}]`,
-          remedy: "Use the weights and optimizer of the same model",
-        });
-      }
-    }
+    for (const [name, { shape }] of Object.entries(specs)) expectTensor(name, shape, arrays[name]);
     const state = this.#state[this.#current];
     for (const name of Object.keys(specs)) state[name]!.data.set(arrays[name]!.data);
   }
@@ -421,7 +435,9 @@ export class Trainer {
       >;
       const rows = { ids, positions, segments };
       const model = architecture.train(x, rows, this.config);
-      const result = loss.build(model.logits, x, { targets, segments }, x);
+      const learns = !this.adapted;
+      const predictions = ({ hidden, head }: TrainOutputs) => fromHidden(hidden, head, { learns });
+      const result = loss.build(predictions(model), x, { targets, segments }, x);
       const weights = x["weights"]!;
       const sums: Record<string, Value> = { ...result.sums };
       const routing = [...model.routing];
@@ -429,7 +445,7 @@ export class Trainer {
       if (draft !== undefined) {
         // The next token is the target, and beyond the end of a sequence nothing is asked.
         const after = draft.train(x, model.hidden, { ...rows, next: targets }, this.config);
-        sums["draft"] = draftLoss(after.logits, { segments, targets, weights });
+        sums["draft"] = draftLoss(predictions(after), { segments, targets, weights });
         objective = add(objective, mul(x[DRAFT]!, sums["draft"]));
         routing.push(...after.routing);
       }
@@ -512,6 +528,24 @@ export class Trainer {
       return { norm, ...next };
     });
   }
+}
+
+/** The parameters that updates move: adapters where there are any, else all. */
+function movedParameters(config: ModelConfig): ParameterSpec[] {
+  const all = modelParameters(config);
+  const adapters = all.filter(({ kind }) => kind === "adapter");
+  return adapters.length > 0 ? adapters : all;
+}
+
+/** @throws ConfigError unless the tensor is there and has the shape */
+function expectTensor(name: string, shape: Shape, tensor: { readonly shape: Shape } | undefined): void {
+  if (tensor !== undefined && sameShape(tensor.shape, shape)) return;
+  throw new ConfigError({
+    where: `trainer: ${name}`,
+    rule: `needs a tensor f32[${shape}]`,
+    got: tensor === undefined ? "none" : `f32[${tensor.shape}]`,
+    remedy: "Use the weights and optimizer of the same model",
+  });
 }
 
 function scalarSpecs(names: readonly string[]): Record<string, TensorSpec> {

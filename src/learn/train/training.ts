@@ -11,11 +11,16 @@ import { NumericError } from "../../base/errors.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
-import { Random } from "../../compute/tensor/random.ts";
-import { initializeModel, type ModelConfig, parameterCount } from "../../model/arch/models.ts";
+import { freshWeights } from "../../model/arch/architecture.ts";
+import {
+  initializeModel,
+  type ModelConfig,
+  modelParameters,
+  parameterCount,
+} from "../../model/arch/models.ts";
+import { saveAdapterFolder } from "../../model/checkpoint/adapter.ts";
 import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
-import { encodePrompt } from "../../model/engine/text.ts";
 import { deviceWeights } from "../../model/engine/weights.ts";
 import { numeralsOf } from "../../model/text/numerals.ts";
 import { THINK_TAGS } from "../../model/text/think.ts";
@@ -32,12 +37,15 @@ import type {
   Stage,
   StepMetrics,
 } from "../records/records.ts";
+import type { PromptWriter } from "../tasks/prompts.ts";
 import { softOverlong } from "../tasks/rewards.ts";
 import type { Task } from "../tasks/task.ts";
+import { type BaseModel, trainedConfig } from "./base-model.ts";
 import { modelConfig, type RunConfig } from "./config.ts";
 import { languageBatch, languageStep, type StepOutcome } from "./language-stage.ts";
 import { rowLengthsFor } from "./policy-batch.ts";
 import { policyStep, type Reference } from "./policy-stage.ts";
+import { checkBase, longestPrompt, writerFor } from "./prompt-room.ts";
 import type { Group } from "./rollout.ts";
 import type { Checkpoint, RunFolder } from "./run-folder.ts";
 import { FRESH, parseRunState, type RunState } from "./run-state.ts";
@@ -86,22 +94,8 @@ export interface TrainingParts<Row> {
   readonly runtime: Runtime;
   readonly task: Task<Row>;
   readonly config: RunConfig;
-}
-
-/** Training prompts that are looked at to guess the longest, where the task does not say. */
-const PROMPTS_SEEN = 256;
-
-/** Most tokens a prompt may have, the begin token included. */
-function longestPrompt<Row>(task: Task<Row>, tokenizer: Tokenizer): number {
-  const begin = encodePrompt(tokenizer, "").length;
-  if (task.maxPromptTokens !== undefined) return begin + task.maxPromptTokens;
-  const seen = [
-    ...task.validation,
-    ...Array.from({ length: PROMPTS_SEEN }, (_, i) => task.train.draw(new Random(0, i))),
-  ];
-  // Some that were not seen may be longer; half as much again is room for them.
-  const longest = Math.max(...seen.map(({ prompt }) => tokenizer.encode(prompt).length));
-  return begin + Math.ceil(1.5 * longest);
+  /** The model to train. @default one made from nothing, as the configuration says */
+  readonly base?: BaseModel;
 }
 
 /** The task with the soft punishment of overlong completions among its rewards, where the configuration asks for it. */
@@ -130,12 +124,18 @@ export class Training<Row> {
   readonly #options: RunOptions;
   readonly #stages: readonly { readonly stage: Stage; readonly steps: number }[];
   readonly #tokenizer: Tokenizer;
+  readonly #write: PromptWriter;
+  readonly #stopIds: readonly number[];
+  /** With adapters, where they are trained. */
   readonly #model: ModelConfig;
   readonly #engine: Engine;
   readonly #scorer: Scorer;
   /** Of the stage under way, or the last one. */
   #trainer: Trainer | undefined;
+  /** Of the reference policy, the weights that may differ from the policy's. */
   #reference: Readonly<Record<string, DeviceTensor<"f32">>> | undefined;
+  /** The weights beside adapters, which policy and reference share. */
+  #frozen: Readonly<Record<string, DeviceTensor<"f32">>> = {};
   #state: RunState = FRESH;
   #peak = 0;
   /** The clock's reading when the run would have begun, had it never been paused. */
@@ -147,19 +147,28 @@ export class Training<Row> {
   #durations: number[] = [];
 
   constructor(parts: TrainingParts<Row>, options: RunOptions) {
-    const { runtime, task, config } = parts;
+    const { runtime, task, config, base } = parts;
     this.#parts = { ...parts, task: withOverlong(task, config) };
     this.#options = options;
     const { alphabet, tokens = [] } = task;
-    const tokenizer = characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
+    const tokenizer =
+      base?.tokenizer ?? characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
     this.#tokenizer = tokenizer;
+    this.#write = writerFor(config, base);
+    this.#stopIds = base?.stopIds ?? [tokenizer.eosId];
     this.#stages = STAGES.map((stage) => ({ stage, steps: config[stage].steps })).filter(
       ({ steps }) => steps > 0,
     );
-    const positions = longestPrompt(task, tokenizer) + config.rl.maxNewTokens;
+    const positions =
+      longestPrompt(task, tokenizer, this.#write, base === undefined) + config.rl.maxNewTokens;
     const rows = [config.pretrain, config.sft].map(({ steps, rowLength }) => (steps > 0 ? rowLength : 0));
     const maxPositions = Math.max(positions, ...rows);
-    this.#model = modelConfig(config.model, { vocabSize: tokenizer.vocabSize, maxPositions });
+    if (base === undefined) {
+      this.#model = modelConfig(config.model!, { vocabSize: tokenizer.vocabSize, maxPositions });
+    } else {
+      checkBase(base, task, config);
+      this.#model = trainedConfig(base.config, config.lora);
+    }
     this.#engine = new Engine(runtime, this.#model, { slots: config.rl.slots, maxPositions: positions });
     this.#scorer = new Scorer(runtime, this.#model);
   }
@@ -212,9 +221,9 @@ export class Training<Row> {
     return before + this.#state.step;
   }
 
-  /** A copy of the weights. */
+  /** A copy of the weights that move. */
   #weights(): Weights {
-    const live = Object.entries(this.#trainer!.weights());
+    const live = Object.entries(this.#trainer!.moved());
     return Object.fromEntries(
       live.map(([name, { shape, data }]) => [name, hostArray("f32", shape, data.slice())]),
     );
@@ -229,18 +238,32 @@ export class Training<Row> {
       this.#model,
       weights,
       config[stage].optimizer,
-      config.model.mixture?.auxiliary,
+      config.model?.mixture?.auxiliary,
+      this.#frozen,
     );
   }
 
+  /** What training begins with: the base's weights, beside adapters that change nothing yet, or new ones. */
+  #firstWeights(): Weights {
+    const { base, config, runtime } = this.#parts;
+    if (base === undefined) {
+      return initializeModel(this.#model, config.seed, { numerals: numeralsOf(this.#tokenizer) });
+    }
+    const tensors = base.takeTensors();
+    if (config.lora === undefined) return tensors;
+    this.#frozen = deviceWeights(runtime, tensors);
+    const adapters = modelParameters(this.#model).filter(({ kind }) => kind === "adapter");
+    return freshWeights(adapters, config.seed);
+  }
+
   #restore(checkpoint: Checkpoint | undefined): void {
-    const { folder, runtime, config } = this.#parts;
+    const { folder, runtime, base } = this.#parts;
     if (checkpoint === undefined) {
-      this.#trainer = this.#createTrainer(
-        initializeModel(this.#model, config.seed, { numerals: numeralsOf(this.#tokenizer) }),
-      );
+      this.#trainer = this.#createTrainer(this.#firstWeights());
       return;
     }
+    // A base is read again for the weights beside adapters; others are let go.
+    if (base !== undefined) this.#firstWeights();
     const where = join(folder.path, "checkpoints", `step-${checkpoint.step}`);
     this.#state = parseRunState(where, checkpoint.state);
     this.#saved = checkpoint.step;
@@ -402,7 +425,7 @@ export class Training<Row> {
       draw: stage === "pretrain" ? task.explore! : task.demonstrate!,
       seed: config.seed,
       path: [STREAMS[stage], step],
-      ...{ rows, rowLength },
+      ...{ rows, rowLength, write: this.#write },
     });
     const packed = performance.now();
     const outcome = await this.#good(1, () =>
@@ -424,6 +447,7 @@ export class Training<Row> {
         ...{ trainer, engine: this.#engine, tokenizer: this.#tokenizer, task, stage, seed, step },
         sizes: this.#sizes(),
         rowLengths: rowLengthsFor(this.#engine.maxPositions),
+        ...{ write: this.#write, stopIds: this.#stopIds },
         ...(reference === undefined ? {} : { reference }),
         ...(signal === undefined ? {} : { signal }),
       }),
@@ -441,9 +465,9 @@ export class Training<Row> {
     const { runtime, config } = this.#parts;
     const age = (step - 1) % config.rl.referenceEvery;
     if (age === 0 || this.#reference === undefined) {
-      this.#reference = deviceWeights(runtime, this.#weights());
+      this.#reference = deviceWeights(runtime, this.#trainer!.moved());
     }
-    return { scorer: this.#scorer, weights: this.#reference, age };
+    return { scorer: this.#scorer, weights: { ...this.#frozen, ...this.#reference }, age };
   }
 
   /** Keeps the first sample of the run that failed a check, went on and was then right. */
@@ -494,6 +518,7 @@ export class Training<Row> {
     this.#engine.adopt(this.#trainer!.weights());
     return evaluate(this.#engine, this.#tokenizer, task, task.validation.slice(0, count), {
       ...{ samples, temperature, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
+      ...{ write: this.#write, stopIds: this.#stopIds },
       ...(signal === undefined ? {} : { signal }),
     });
   }
@@ -522,21 +547,33 @@ export class Training<Row> {
     return { pass1: summary.pass1, count: summary.count, meanLength: summary.meanLength };
   }
 
+  /** Writes what was trained: a whole model, or the adapters to one. */
+  async #saveModel(): Promise<void> {
+    const { folder, config, base } = this.#parts;
+    const path = join(folder.path, "model");
+    const { temperature } = config.evaluation;
+    const generationConfig = {
+      ...(temperature > 0 ? { do_sample: true, temperature } : { do_sample: false }),
+      max_new_tokens: config.rl.maxNewTokens,
+    };
+    const tensors = this.#weights();
+    if (base === undefined) {
+      const model = { config: this.#model, tokenizer: this.#tokenizer };
+      await saveModelFolder(path, { ...model, tensors, generationConfig });
+    } else if (config.lora !== undefined) {
+      const adapters = { base: base.identity.path, adapters: config.lora, tensors };
+      await saveAdapterFolder(path, { ...adapters, generationConfig });
+    } else {
+      const own = { ...base.generationConfig, ...generationConfig };
+      await saveModelFolder(path, { ...base, tensors, generationConfig: own });
+    }
+  }
+
   /** Evaluates what was trained and writes model, result and report. */
   async #finish(): Promise<RunResult> {
     const { folder, config, task } = this.#parts;
     const { summary: final, records } = await this.#evaluateBetween();
-    await saveModelFolder(join(folder.path, "model"), {
-      config: this.#model,
-      tensors: this.#weights(),
-      tokenizer: this.#tokenizer,
-      generationConfig: {
-        ...(config.evaluation.temperature > 0
-          ? { do_sample: true, temperature: config.evaluation.temperature }
-          : { do_sample: false }),
-        max_new_tokens: config.rl.maxNewTokens,
-      },
-    });
+    await this.#saveModel();
     const { base = final, sft, firstBacktrack, tokens, flops, seconds } = this.#state;
     const elapsed = this.#elapsed();
     const result: RunResult = {

@@ -9,9 +9,10 @@ import { writeNumerals } from "./numerals.ts";
 
 /**
  * What a tensor is to the optimiser: matrices go to Muon, the rest to AdamW; norms and biases are not decayed. A
- * correction has no gradient: it is moved by the loads of the experts (see `nn/moe.ts`).
+ * correction has no gradient: it is moved by the loads of the experts (see `nn/moe.ts`). Where there are adapters, they alone
+ * are trained (see `adapters.ts`).
  */
-export type ParameterKind = "matrix" | "embedding" | "head" | "norm" | "bias" | "correction";
+export type ParameterKind = "matrix" | "embedding" | "head" | "norm" | "bias" | "correction" | "adapter";
 
 export interface ParameterSpec {
   readonly name: string;
@@ -84,6 +85,8 @@ export interface TrainOutputs {
   readonly logits: Value;
   /** After the final norm, [B·T, C]. */
   readonly hidden: Value;
+  /** The matrix that makes logits of it, [V, C]. */
+  readonly head: Value;
   /** One per layer with a gate. */
   readonly routing: readonly Routing[];
 }

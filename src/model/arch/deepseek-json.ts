@@ -15,6 +15,7 @@ import {
   countOrNone,
   expertCount,
   identityKeys,
+  MOST_EXPERTS_IN_ALL,
   off,
   parseJson,
   positive,
@@ -93,6 +94,9 @@ const Schema = z.looseObject(keys, "must be an object").superRefine((json, conte
     fail(["n_group"], `must divide n_routed_experts (${json.n_routed_experts})`);
   }
   if (chosen > groups) fail(["topk_group"], `must be at most n_group (${groups})`);
+  if (json.num_hidden_layers * json.n_routed_experts > MOST_EXPERTS_IN_ALL) {
+    fail(["n_routed_experts"], `must be at most ${MOST_EXPERTS_IN_ALL} in all layers together`);
+  }
   if (json.num_experts_per_tok > (json.n_routed_experts / groups) * chosen) {
     fail(["num_experts_per_tok"], "must be at most the experts of topk_group groups");
   }

@@ -273,9 +273,9 @@ function normed(x: Value, weights: Weights, name: string, config: DeepseekV3Conf
   return rmsNorm(x, weightOf(weights, name), { epsilon: config.rmsNormEpsilon });
 }
 
-/** Output head. @param hidden [rows, C]; @returns logits [rows, V] */
-function head(hidden: Value, weights: Weights, config: DeepseekV3Config): Value {
-  return linear(hidden, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
+/** The output head, [V, C]. */
+function headOf(weights: Weights, config: DeepseekV3Config): Value {
+  return weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight");
 }
 
 /** What the drafting module's block takes. @param next i32[B, T], the token after each; @param hidden [B·T, C] */
@@ -331,7 +331,8 @@ function train(weights: Weights, batch: PackedRows, config: DeepseekV3Config): T
   const start = embed(weightOf(weights, EMBEDDING), batch.ids);
   const { x, routing } = trainLayers(start, weights, batch, config, upTo(config.layers));
   const hidden = normed(x, weights, "model.norm.weight", config);
-  return { logits: head(hidden, weights, config), hidden, routing };
+  const head = headOf(weights, config);
+  return { logits: linear(hidden, head), hidden, head, routing };
 }
 
 function layerCache(layer: number, { kvRank, ropeHeadDim }: DeepseekV3Config): CacheSpec {
@@ -396,7 +397,7 @@ function decoded(
   config: DeepseekV3Config,
 ): DecodeOutputs {
   const wanted = last === undefined ? x : gatherRows(x, last);
-  const logits = head(normed(wanted, weights, norm, config), weights, config);
+  const logits = linear(normed(wanted, weights, norm, config), headOf(weights, config));
   return { logits, hidden: normed(x, weights, norm, config), caches };
 }
 
@@ -406,7 +407,8 @@ const DRAFT: Draft<DeepseekV3Config> = {
     const start = draftInput(batch.next, hidden, weights, config);
     const { x, routing } = trainLayers(start, weights, batch, config, [config.layers]);
     const state = normed(x, weights, draftNorm(config), config);
-    return { logits: head(state, weights, config), hidden: state, routing };
+    const head = headOf(weights, config);
+    return { logits: linear(state, head), hidden: state, head, routing };
   },
   decode(weights, inputs, caches, config) {
     const start = draftInput(inputs.ids, inputs.hidden, weights, config);

@@ -147,7 +147,6 @@ export function inspectModel(config: ModelConfig): Inspection {
 
 /** Whether a model and one sequence fit a memory, and how long that may be. */
 export interface Fit {
-  readonly precision: Precision;
   readonly bytes: number;
   readonly fits: boolean;
   /** Positions of one sequence that fit beside the weights, at most the model's own limit; 0 where these do not fit. */
@@ -157,12 +156,26 @@ export interface Fit {
 /** Share of a memory that programs and their intermediate results are left. */
 const HEADROOM = 0.1;
 
+/** Weights of so many bytes; a number of the cache takes two, bfloat16, unless told otherwise. */
+export function fitIn(
+  memoryBytes: number,
+  weightBytes: number,
+  { cache }: Pick<Inspection, "cache">,
+  cacheNumberBytes = 2,
+): Fit {
+  const left = memoryBytes * (1 - HEADROOM) - weightBytes;
+  const perToken = cache.numbersPerToken * cacheNumberBytes;
+  const positions = Math.max(0, Math.min(cache.maxPositions, Math.floor(left / perToken)));
+  return { bytes: weightBytes, fits: positions > 0, positions };
+}
+
 /** At each precision; the cache is float32 beside float32 weights, and bfloat16 otherwise. */
-export function fitsIn(memoryBytes: number, { memory, cache }: Inspection): Fit[] {
+export function fitsIn(
+  memoryBytes: number,
+  inspection: Inspection,
+): (Fit & { readonly precision: Precision })[] {
   return PRECISIONS.map((precision) => {
-    const left = memoryBytes * (1 - HEADROOM) - memory[precision];
-    const perToken = cache.numbersPerToken * (precision === "float32" ? 4 : 2);
-    const positions = Math.max(0, Math.min(cache.maxPositions, Math.floor(left / perToken)));
-    return { precision, bytes: memory[precision], fits: positions > 0, positions };
+    const weights = inspection.memory[precision];
+    return { precision, ...fitIn(memoryBytes, weights, inspection, precision === "float32" ? 4 : 2) };
   });
 }

@@ -14,6 +14,8 @@ export const DEFAULT_ROPE_THETA = 10_000;
 /** More layers, and more experts, than any model has: what a config says is made into a list of tensors. */
 const MOST_LAYERS = 1024;
 const MOST_EXPERTS = 4096;
+/** Of all layers together; DeepSeek-V3 has 15,616. */
+export const MOST_EXPERTS_IN_ALL = 3 * 2 ** 14;
 export const layerCount = count.max(MOST_LAYERS, `must be at most ${MOST_LAYERS}`);
 export const expertCount = count.max(MOST_EXPERTS, `must be at most ${MOST_EXPERTS}`);
 
@@ -96,6 +98,9 @@ function valueAt(json: unknown, path: readonly PropertyKey[]): unknown {
   );
 }
 
+/** A value as an error shows it: short, whatever a damaged file holds. */
+const brief = (text: string): string => (text.length > 200 ? `${text.slice(0, 197)}...` : text);
+
 /**
  * A JSON document as its schema reads it.
  * @param where names the file in errors
@@ -110,7 +115,7 @@ export function parseJson<T>(where: string, json: unknown, schema: z.ZodType<T>)
   throw new ConfigError({
     where: path.length === 0 ? where : `${where}: ${path.map(String).join(".")}`,
     rule: issue?.message ?? "must describe a model",
-    got: value === undefined ? "nothing" : JSON.stringify(value),
+    got: value === undefined ? "nothing" : brief(JSON.stringify(value)),
   });
 }
 

@@ -6,7 +6,7 @@
  * Two forwards share every weight: `llamaTrain` on packed rows, differentiable, and `llamaDecode` over a cache.
  */
 
-import { ConfigError } from "../../base/errors.ts";
+import { ConfigError, invariant } from "../../base/errors.ts";
 import type { Value } from "../../compute/graph/ir.ts";
 import {
   add,
@@ -22,8 +22,9 @@ import { attention } from "../../compute/ops/attention.ts";
 import { gatedSilu } from "../../compute/ops/stable.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
-import { embed, linear, packedCausalMask } from "../nn/layers.ts";
+import { embed, linear, type Matrix, packedCausalMask } from "../nn/layers.ts";
 import { type Llama3Scaling, rotaryTables } from "../nn/rope.ts";
+import { type AdapterConfig, adapterNames, adapterParameters, checkAdapters, isAdapted } from "./adapters.ts";
 import {
   type Architecture,
   type CacheSpec,
@@ -58,6 +59,8 @@ export interface LlamaConfig {
   readonly maxPositions: number;
   /** The output head is the embedding. */
   readonly tieEmbeddings: boolean;
+  /** Adapters beside the matrices: what is trained where they are. No file's config has any. @default none */
+  readonly adapters?: AdapterConfig;
 }
 
 const EMBEDDING = "model.embed_tokens.weight";
@@ -97,6 +100,7 @@ export function checkLlamaConfig(config: LlamaConfig): void {
   if (config.headDim % 2 !== 0) fail("headDim", "must be even, for rotary pairs");
   if (!(config.rmsNormEpsilon > 0)) fail("rmsNormEpsilon", "must be positive");
   if (!(config.ropeTheta > 0)) fail("ropeTheta", "must be positive");
+  if (config.adapters !== undefined) checkAdapters(config.adapters);
 }
 
 /** @throws ConfigError when heads have a width that the attention kernel does not take */
@@ -110,7 +114,7 @@ function checkLlamaDecoding({ headDim }: LlamaConfig): void {
   });
 }
 
-/** Every tensor of the model, in order. */
+/** Every tensor of the model, in order; those of adapters come last. */
 export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   const { hiddenSize: C, intermediateSize: F, heads, kvHeads, headDim: D, vocabSize: V, layers: L } = config;
   // Matrices keep the scale of their input; those that write to the residual stream are smaller, by depth (GPT-2).
@@ -157,6 +161,7 @@ export function llamaParameters(config: LlamaConfig): ParameterSpec[] {
   specs.push({ name: "model.norm.weight", shape: [C], kind: "norm", initialStd: 0 });
   if (!config.tieEmbeddings)
     specs.push({ name: "lm_head.weight", shape: [V, C], kind: "head", initialStd: 0.1 * into });
+  if (config.adapters !== undefined) specs.push(...adapterParameters(specs, config.adapters));
   return specs;
 }
 
@@ -174,18 +179,36 @@ const layerWeight = (layer: number, name: string): string => `model.layers.${lay
 
 const weightOf = (weights: Weights, name: string): Value => weightFor(weights, name, "llama");
 
-/** The tensors of one layer, by name without the layer's; biases only where the model has them. */
+/** The tensors of one layer, by name without the layer's; biases and adapters only where the model has them. */
 interface LayerWeights {
-  readonly has: (name: string) => boolean;
-  readonly weight: (name: string) => Value;
+  readonly norm: (name: string) => Value;
+  readonly matrix: (name: string) => Matrix;
+  /** A matrix of several joined, where the weights have it so. */
+  readonly joined: (name: string) => Value | undefined;
   readonly bias: (name: string) => Value | undefined;
 }
 
 function layerWeights(weights: Weights, layer: number, config: LlamaConfig): LayerWeights {
   const at = `model.layers.${layer}`;
+  const { adapters } = config;
   return {
-    has: (name) => weights[`${at}.${name}.weight`] !== undefined,
-    weight: (name) => weightOf(weights, `${at}.${name}.weight`),
+    norm: (name) => weightOf(weights, `${at}.${name}.weight`),
+    matrix(name) {
+      const full = `${at}.${name}.weight`;
+      const weight = weightOf(weights, full);
+      if (adapters === undefined || !isAdapted(full, adapters)) return weight;
+      const { a, b } = adapterNames(full);
+      const scale = adapters.alpha / adapters.rank;
+      return { weight, a: weightOf(weights, a), b: weightOf(weights, b), scale };
+    },
+    joined(name) {
+      const weight = weights[`${at}.${name}.weight`];
+      invariant(
+        weight === undefined || adapters === undefined,
+        "adapters are beside matrices that stand apart",
+      );
+      return weight;
+    },
     bias: (name) =>
       config.modelType === "qwen2" && name.startsWith("self_attn")
         ? weightOf(weights, `${at}.${name}.bias`)
@@ -225,9 +248,11 @@ function joints({ heads, kvHeads, headDim, intermediateSize: F }: LlamaConfig): 
 }
 
 /** The products of rows with matrices, which may be joined. @param x [rows, C]; @returns [rows, N] of each */
-function products(x: Value, { parts, joined }: Joint, { has, weight, bias }: LayerWeights): Value[] {
-  if (!has(joined)) return parts.map(([name]) => linear(x, weight(name), bias(name)));
-  const product = linear(x, weight(joined));
+function products(x: Value, joint: Joint, { matrix, joined, bias }: LayerWeights): Value[] {
+  const { parts } = joint;
+  const whole = joined(joint.joined);
+  if (whole === undefined) return parts.map(([name]) => linear(x, matrix(name), bias(name)));
+  const product = linear(x, whole);
   let start = 0;
   return parts.map(([name, rows]) => {
     const part = slice(product, 1, start, start + rows);
@@ -246,15 +271,15 @@ function block(
   config: LlamaConfig,
   attend: (q: Value, k: Value, v: Value) => Value,
 ): Value {
-  const w = weights.weight;
+  const { norm, matrix } = weights;
   const epsilon = config.rmsNormEpsilon;
   const { qkv, gateUp } = joints(config);
-  const normed = rmsNorm(x, w("input_layernorm"), { epsilon });
+  const normed = rmsNorm(x, norm("input_layernorm"), { epsilon });
   const [q, k, v] = products(normed, qkv, weights) as [Value, Value, Value];
-  const attended = add(x, linear(attend(q, k, v), w("self_attn.o_proj")));
-  const hidden = rmsNorm(attended, w("post_attention_layernorm"), { epsilon });
+  const attended = add(x, linear(attend(q, k, v), matrix("self_attn.o_proj")));
+  const hidden = rmsNorm(attended, norm("post_attention_layernorm"), { epsilon });
   const [gate, up] = products(hidden, gateUp, weights) as [Value, Value];
-  return add(attended, linear(gatedSilu(gate, up), w("mlp.down_proj")));
+  return add(attended, linear(gatedSilu(gate, up), matrix("mlp.down_proj")));
 }
 
 /** Final norm. @param x [rows, C] */
@@ -262,9 +287,9 @@ function finalNorm(x: Value, weights: Weights, config: LlamaConfig): Value {
   return rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
 }
 
-/** Output head. @param hidden after the final norm, [rows, C]; @returns logits [rows, V] */
-function head(hidden: Value, weights: Weights, config: LlamaConfig): Value {
-  return linear(hidden, weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight"));
+/** The output head, [V, C]. */
+function headOf(weights: Weights, config: LlamaConfig): Value {
+  return weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight");
 }
 
 /**
@@ -295,7 +320,8 @@ function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig):
     });
   }
   const hidden = finalNorm(x, weights, config);
-  return { logits: head(hidden, weights, config), hidden, routing: [] };
+  const head = headOf(weights, config);
+  return { logits: linear(hidden, head), hidden, head, routing: [] };
 }
 
 /** Names of the cache tensors of a layer: graph inputs, and with `Next` the outputs that share their memory. */
@@ -339,7 +365,7 @@ export function llamaDecode(
   }
   // The norm is of rows, so that those not wanted cost little, and nothing where nobody reads `hidden`.
   const wanted = inputs.last === undefined ? x : gatherRows(x, inputs.last);
-  const logits = head(finalNorm(wanted, weights, config), weights, config);
+  const logits = linear(finalNorm(wanted, weights, config), headOf(weights, config));
   return { logits, hidden: finalNorm(x, weights, config), caches: extended };
 }
 

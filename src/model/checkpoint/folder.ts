@@ -17,7 +17,9 @@ import {
   type ParsedModelConfig,
   parseModelConfig,
 } from "../arch/models.ts";
+import type { ChatTemplate } from "../text/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
+import { tokenizerPaths } from "../text/tokenizer-files.ts";
 import type { FloatSource } from "./float-source.ts";
 import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
 import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
@@ -65,26 +67,45 @@ async function openWeights(folder: string): Promise<FloatSource> {
 }
 
 /**
+ * Copies of the embedding and the head that published checkpoints of DeepSeek-V3 hold for the module that predicts the token
+ * after next, which shares the model's (arXiv:2412.19437 §2.2): `model.layers.61.embed_tokens.weight` and
+ * `model.layers.61.shared_head.head.weight`. They are not read.
+ */
+function sharedCopies(config: ModelConfig): string[] {
+  if (config.modelType !== "deepseek_v3") return [];
+  const { layers, draftLayers } = config;
+  return Array.from({ length: draftLayers }, (_, i) => `model.layers.${layers + i}`).flatMap((at) => [
+    `${at}.embed_tokens.weight`,
+    `${at}.shared_head.head.weight`,
+  ]);
+}
+
+/**
  * Names a file may hold beyond the model's own: rotary frequencies, which old conversions stored though they follow from the
- * config, and the head of a tied model, which must equal the embedding.
+ * config, the head of a tied model, which must equal the embedding, and copies of what is shared.
  */
 function isRedundant(name: string, config: ModelConfig): boolean {
-  return name.endsWith(".rotary_emb.inv_freq") || (config.tieEmbeddings && name === HEAD);
+  return (
+    name.endsWith(".rotary_emb.inv_freq") ||
+    (config.tieEmbeddings && name === HEAD) ||
+    sharedCopies(config).includes(name)
+  );
+}
+
+/** @throws FormatError unless the tensor is there with that shape */
+function checkShape(file: string, name: string, found: Shape | undefined, shape: Shape): void {
+  if (found !== undefined && sameShape(found, shape)) return;
+  throw new FormatError({
+    where: `${file}: ${name}`,
+    rule: `must have the shape [${shape.join(",")}] that the config asks for`,
+    got: found === undefined ? "no such tensor" : `[${found.join(",")}]`,
+  });
 }
 
 /** @throws FormatError naming the first tensor that is missing, of another shape or not the model's */
 function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: ModelConfig): void {
   const expected = new Map(modelParameters(config).map(({ name, shape }) => [name, shape]));
-  for (const [name, shape] of expected) {
-    const found = shapes.get(name);
-    if (found === undefined || !sameShape(found, shape)) {
-      throw new FormatError({
-        where: `${file}: ${name}`,
-        rule: `must have the shape [${shape.join(",")}] that the config asks for`,
-        got: found === undefined ? "no such tensor" : `[${found.join(",")}]`,
-      });
-    }
-  }
+  for (const [name, shape] of expected) checkShape(file, name, shapes.get(name), shape);
   for (const name of shapes.keys()) {
     if (!expected.has(name)) {
       throw new FormatError({
@@ -128,6 +149,10 @@ export async function readEach<Weight>(
 ): Promise<Record<string, Weight>> {
   const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
   checkTensors(source.file, new Map(own), config);
+  for (const name of sharedCopies(config)) {
+    const copy = source.shapes.get(name);
+    if (copy !== undefined) checkShape(source.file, name, copy, [config.vocabSize, config.hiddenSize]);
+  }
   const tensors: Record<string, Weight> = {};
   for (const { name } of modelParameters(config)) tensors[name] = await read(name);
   if (config.tieEmbeddings && source.shapes.has(HEAD)) await checkTiedHead(source);
@@ -216,43 +241,73 @@ export async function loadModelFolder(folder: string): Promise<ModelFolder> {
   return { ...weights, tokenizer, generationConfig, stopIds };
 }
 
+/** What a model's folder is written from. */
+export interface WritableModel {
+  readonly config: ModelConfig;
+  /** Exactly the tensors of {@link modelParameters}. */
+  readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
+  readonly tokenizer: Tokenizer;
+  /** Further keys of `config.json`. The tokenizer's ids for begin, end and padding are added. */
+  readonly extra?: Readonly<Record<string, unknown>>;
+  /** Written over the same ids. @default nothing more */
+  readonly generationConfig?: Readonly<Record<string, unknown>>;
+  /** The tokens that end a text, where `generationConfig` names none. @default the tokenizer's end token */
+  readonly stopIds?: readonly number[];
+  /** How the model reads a conversation. @default the tokenizer's files say */
+  readonly chatTemplate?: Pick<ChatTemplate, "source">;
+}
+
+function tokenIds({ bosId, eosId, padId }: Tokenizer): Record<string, number> {
+  return {
+    ...(bosId === undefined ? {} : { bos_token_id: bosId }),
+    eos_token_id: eosId,
+    pad_token_id: padId,
+  };
+}
+
+const configJsonOf = ({ config, tokenizer, extra }: WritableModel): Record<string, unknown> =>
+  modelConfigJson({ config, extra: { ...tokenIds(tokenizer), ...extra } });
+
+/**
+ * What is wrong with a model is said before anything is written.
+ * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
+ *   tensors are not those of the config
+ */
+export function checkModelFiles(model: WritableModel): void {
+  parseModelConfig(CONFIG, configJsonOf(model));
+  checkVocabulary(CONFIG, model.config, model.tokenizer);
+  const shapes = new Map(Object.entries(model.tensors).map(([name, { shape }]) => [name, shape]));
+  checkTensors(WEIGHTS, shapes, model.config);
+}
+
+/** Writes all but the weights into a folder that is there. @throws FileError when it cannot be written */
+export async function writeModelFiles(folder: string, model: WritableModel): Promise<void> {
+  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
+  const { stopIds = [] } = model;
+  const ends = stopIds.length === 0 ? {} : { eos_token_id: stopIds.length === 1 ? stopIds[0] : stopIds };
+  const generation = { ...tokenIds(model.tokenizer), ...ends, ...model.generationConfig };
+  await writeFileAtomic(join(folder, CONFIG), text(configJsonOf(model)));
+  await writeFileAtomic(join(folder, GENERATION), text(generation));
+  await model.tokenizer.save(folder);
+  if (model.chatTemplate === undefined) return;
+  const file = tokenizerPaths(folder).config;
+  const config = { ...((await readJson(file)) as object), chat_template: model.chatTemplate.source };
+  await writeFileAtomic(file, text(config));
+}
+
 /**
  * Writes a model's folder whole or not at all, replacing one that is there. Transformers, vLLM and llama.cpp load it.
- * @param model.tensors  exactly the tensors of {@link modelParameters}
- * @param model.extra    further keys of `config.json`. The tokenizer's ids for begin, end and padding are added
- * @param model.generationConfig  written over the same ids. @default nothing more
  * @param model.maxShardBytes     weights beyond that are written as several files. @default 5 GB
- * @throws ConfigError when the config is one that {@link loadModelFolder} or transformers would refuse; FormatError when the
- *   tensors are not those of the config; FileError when the folder cannot be written
+ * @throws as {@link checkModelFiles}; FileError when the folder cannot be written
  */
 export async function saveModelFolder(
   folder: string,
-  model: {
-    readonly config: ModelConfig;
-    readonly tensors: Readonly<Record<string, HostArray<"f32">>>;
-    readonly tokenizer: Tokenizer;
-    readonly extra?: Readonly<Record<string, unknown>>;
-    readonly generationConfig?: Readonly<Record<string, unknown>>;
-    readonly maxShardBytes?: number;
-  },
+  model: WritableModel & { readonly maxShardBytes?: number },
 ): Promise<void> {
-  const { config, tensors, tokenizer } = model;
-  const ids = {
-    ...(tokenizer.bosId === undefined ? {} : { bos_token_id: tokenizer.bosId }),
-    eos_token_id: tokenizer.eosId,
-    pad_token_id: tokenizer.padId,
-  };
-  const configJson = modelConfigJson({ config, extra: { ...ids, ...model.extra } });
-  parseModelConfig(CONFIG, configJson);
-  checkVocabulary(CONFIG, config, tokenizer);
-  const shapes = new Map(Object.entries(tensors).map(([name, { shape }]) => [name, shape]));
-  checkTensors(WEIGHTS, shapes, config);
-  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
+  checkModelFiles(model);
   await writeFolderAtomic(folder, async (partial) => {
-    await writeFileAtomic(join(partial, CONFIG), text(configJson));
-    await writeFileAtomic(join(partial, GENERATION), text({ ...ids, ...model.generationConfig }));
-    await tokenizer.save(partial);
+    await writeModelFiles(partial, model);
     // Transformers refuses a file that does not name its framework.
-    await writeSharded(partial, tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
+    await writeSharded(partial, model.tensors, { format: "pt" }, model.maxShardBytes ?? MAX_SHARD_BYTES);
   });
 }

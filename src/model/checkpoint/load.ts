@@ -1,20 +1,20 @@
-/** A model from whatever a person has: a folder in Hugging Face layout, or a GGUF file. */
+/** A model from whatever a person has: a folder in Hugging Face layout, a GGUF file, or a folder of adapters to a model. */
 
-import { stat } from "node:fs/promises";
 import { FormatError } from "../../base/errors.ts";
-import { fileError, recoverFolder } from "../../base/files.ts";
 import { HEAD_STEP } from "../arch/llama.ts";
 import { architectureOf, type ModelConfig, parseModelConfig } from "../arch/models.ts";
 import type { QuantizedMatrix, StoredWeight, StoredWeights } from "../arch/stored.ts";
-import { tokenizerFromGguf } from "../text/gguf.ts";
+import { type ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
+import { isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
 import { checkVocabulary, loadModelFolder, type ModelFolder, readEach, readWeights } from "./folder.ts";
 import { emptyMatrix, fillRows, isQuantized } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
 import type { QuantizedType } from "./gguf/unpack.ts";
+import { ggufText, isModelFolder } from "./model-text.ts";
 
 export interface LoadedModel extends ModelFolder {
-  /** A GGUF file's Jinja template; a folder keeps its own in `tokenizer_config.json`. */
-  readonly chatTemplate?: string;
+  /** How the model reads a conversation; absent where its files do not say. */
+  readonly chatTemplate?: ChatTemplate;
 }
 
 /** A model whose matrices may be as their file has them, for an engine alone. */
@@ -33,17 +33,10 @@ async function loadGguf<Weight>(
 ): Promise<Omit<LoadedModel, "tensors"> & { readonly weights: Record<string, Weight> }> {
   await using model = await openGgufModel(file);
   const { vocabulary } = model;
-  if (vocabulary === undefined) {
-    throw new FormatError({
-      where: `${file}: tokenizer.ggml.model`,
-      rule: "must be given, for the model to read and write text",
-      got: "nothing",
-    });
-  }
+  const { tokenizer, chatTemplate } = ggufText(file, vocabulary);
   const { config, extra } = parseModelConfig(file, model.config);
-  const tokenizer = tokenizerFromGguf(vocabulary);
   checkVocabulary(file, config, tokenizer);
-  const stops = [vocabulary.eosId ?? tokenizer.eosId, vocabulary.eotId];
+  const stops = [tokenizer.eosId, vocabulary?.eotId];
   return {
     config,
     extra,
@@ -51,8 +44,36 @@ async function loadGguf<Weight>(
     tokenizer,
     generationConfig: {},
     stopIds: [...new Set(stops.filter((id) => id !== undefined))],
-    ...(vocabulary.chatTemplate === undefined ? {} : { chatTemplate: vocabulary.chatTemplate }),
+    ...(chatTemplate === undefined ? {} : { chatTemplate }),
   };
+}
+
+async function loadFolder(folder: string): Promise<LoadedModel> {
+  const model = await loadModelFolder(folder);
+  const chatTemplate = await loadChatTemplate(folder);
+  return chatTemplate === undefined ? model : { ...model, chatTemplate };
+}
+
+/** The base of adapters with the adapters taken in. */
+async function loadAdapted(folder: string): Promise<LoadedModel> {
+  const adapters = await loadAdapterFolder(folder);
+  if ((await isModelFolder(adapters.base)) && (await isAdapterFolder(adapters.base))) {
+    throw new FormatError({
+      where: `${folder}: base_model_name_or_path`,
+      rule: "must name a model",
+      got: "adapters to another",
+      remedy: "Merge those first: pondera export",
+    });
+  }
+  const model = await loadPlain(adapters.base);
+  const generationConfig = { ...model.generationConfig, ...adapters.generationConfig };
+  return { ...model, generationConfig, tensors: withAdaptersMerged(folder, model.tensors, adapters) };
+}
+
+async function loadPlain(path: string): Promise<LoadedModel> {
+  if (await isModelFolder(path)) return loadFolder(path);
+  const { weights: tensors, ...model } = await loadGguf(path, readWeights);
+  return { ...model, tensors };
 }
 
 /**
@@ -103,12 +124,12 @@ const readStored: Reader<StoredWeight> = async (model, config) => {
 /**
  * A whole model, its weights as float32.
  * @param path a folder, or a GGUF file
- * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link openGgufModel} and {@link tokenizerFromGguf}
+ * @throws FileError when there is none; otherwise as {@link loadModelFolder}, {@link loadChatTemplate}, {@link openGgufModel},
+ *   {@link ggufText} and {@link loadAdapterFolder}
  */
 export async function loadModel(path: string): Promise<LoadedModel> {
-  if (await isFolder(path)) return await loadModelFolder(path);
-  const { weights: tensors, ...model } = await loadGguf(path, readWeights);
-  return { ...model, tensors };
+  const adapted = (await isModelFolder(path)) && (await isAdapterFolder(path));
+  return adapted ? loadAdapted(path) : loadPlain(path);
 }
 
 /**
@@ -117,22 +138,7 @@ export async function loadModel(path: string): Promise<LoadedModel> {
  * @throws as {@link loadModel}
  */
 export async function loadStoredModel(path: string): Promise<StoredModel> {
-  if (!(await isFolder(path))) return await loadGguf(path, readStored);
-  const { tensors: weights, ...model } = await loadModelFolder(path);
+  if (!(await isModelFolder(path))) return loadGguf(path, readStored);
+  const { tensors: weights, ...model } = await loadModel(path);
   return { ...model, weights };
-}
-
-/** @throws FileError when there is nothing at `path` */
-async function isFolder(path: string): Promise<boolean> {
-  const isThere = await stat(path).then(
-    () => true,
-    () => false,
-  );
-  // A folder may be away for the moment in which it is replaced.
-  if (!isThere) await recoverFolder(path);
-  try {
-    return (await stat(path)).isDirectory();
-  } catch (error) {
-    throw fileError(path, "readable", error);
-  }
 }

@@ -47,6 +47,8 @@ export class AdoptedForward implements Forward {
   readonly #programs: ProgramCache;
   /** Decoders by batch size, for each set of weights seen: a trainer alternates between two. */
   readonly #decoders = new WeakMap<DeviceTensor, Map<number, Decoder>>();
+  /** The tensor by which sets of weights are told apart: one that every training moves, adapters' among them. */
+  readonly #mark: string;
   #weights: WeightTensors | undefined;
 
   constructor(runtime: Runtime, config: ModelConfig, caches: Caches) {
@@ -54,6 +56,7 @@ export class AdoptedForward implements Forward {
     this.#config = config;
     this.#caches = caches;
     this.#programs = new ProgramCache(runtime);
+    this.#mark = architectureOf(config).parameters(config).at(-1)!.name;
   }
 
   adopt(weights: WeightTensors): void {
@@ -109,11 +112,11 @@ export class AdoptedForward implements Forward {
   async decoder(active: number): Promise<Decoder> {
     const { specs, tensors, slots, maxPositions } = this.#caches;
     const B = bucketFor(active, slots);
-    const first = this.#adopted["model.embed_tokens.weight"]!;
-    let known = this.#decoders.get(first);
+    const mark = this.#adopted[this.#mark]!;
+    let known = this.#decoders.get(mark);
     if (known === undefined) {
       known = new Map();
-      this.#decoders.set(first, known);
+      this.#decoders.set(mark, known);
     }
     let decoder = known.get(B);
     if (decoder === undefined) {

@@ -46,6 +46,17 @@ export interface Completion {
   readonly finish: "stop" | "length";
 }
 
+/** What completes prompts: the engine, or what takes its place. */
+export interface TokenEngine {
+  /** Longest sequence, prompt included. */
+  readonly maxPositions: number;
+  /** Completions of every request, in order; @throws as {@link Engine.generate} */
+  generate(
+    requests: readonly GenerateRequest[],
+    options: GenerateOptions,
+  ): Promise<readonly (readonly Pick<Completion, "ids" | "finish">[])[]>;
+}
+
 export interface EngineOptions {
   /** Sequences decoded side by side. */
   readonly slots: number;
@@ -71,7 +82,7 @@ interface Active extends Waiting {
   length: number;
 }
 
-export class Engine {
+export class Engine implements TokenEngine {
   readonly config: ModelConfig;
   readonly slots: number;
   readonly maxPositions: number;

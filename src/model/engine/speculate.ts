@@ -15,11 +15,15 @@ import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, type CacheSpec, cacheShapeOf, type Draft } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
-import type { WeightTensors } from "./adopted-forward.ts";
+import type { GenerateOptions, GenerateRequest, TokenEngine, WeightTensors } from "./engine.ts";
 
 export interface SpeculateOptions {
   readonly maxNewTokens: number;
   readonly stopIds: readonly number[];
+  /** Told of every token as it is chosen. */
+  readonly onToken?: (id: number) => void;
+  /** Told of every pass of the model: how many guesses it tried, and how many of them were right. */
+  readonly onPass?: (drafted: 0 | 1, accepted: 0 | 1) => void;
   readonly signal?: AbortSignal;
 }
 
@@ -162,6 +166,7 @@ export class Speculator {
     const ended = (tokens: readonly number[]): boolean => {
       for (const id of tokens) {
         ids.push(id);
+        options.onToken?.(id);
         if (stops.has(id) || ids.length >= room) return true;
       }
       return false;
@@ -175,6 +180,7 @@ export class Speculator {
     let length = prompt.length;
     const width = Math.min(Math.ceil(length / PROMPT_STEP) * PROMPT_STEP, this.maxPositions);
     let newest = (await this.#run("model", width, prompt, length, width))[0]!;
+    options.onPass?.(0, 0);
     if (ended([newest])) return done();
     let guess = (await this.#run("draft", width, [...prompt.slice(1), newest], length, width))[0]!;
     for (;;) {
@@ -182,7 +188,9 @@ export class Speculator {
       passes++;
       // No room for a guess in the cache: the last token is run alone.
       if (length + 2 > this.maxPositions) {
-        ended(await this.#run("model", 1, [newest], length + 1));
+        const last = await this.#run("model", 1, [newest], length + 1);
+        options.onPass?.(0, 0);
+        ended(last);
         return done();
       }
       const [next, afterNext] = (await this.#run("model", 2, [newest, guess], length + 2)) as [
@@ -192,6 +200,7 @@ export class Speculator {
       drafted++;
       const right = next === guess;
       if (right) accepted++;
+      options.onPass?.(1, right ? 1 : 0);
       // What a wrong guess left in the cache is written over by the next pass.
       const tokens = right ? [next, afterNext] : [next];
       length += tokens.length;
@@ -324,6 +333,72 @@ export class Speculator {
     this.#forget();
     await this.#programs.dispose();
     for (const cache of [...this.#caches.model, ...this.#caches.draft]) cache.dispose();
+  }
+}
+
+/** What guessing ahead has come to. */
+export type Guesses = Pick<Speculated, "passes" | "drafted" | "accepted">;
+
+/** A speculator in the engine's place: greedy, one prompt after the other, each completed once. */
+export class SpeculatingEngine implements TokenEngine {
+  readonly #speculator: Speculator;
+  #guesses: Guesses = { passes: 0, drafted: 0, accepted: 0 };
+
+  constructor(speculator: Speculator) {
+    this.#speculator = speculator;
+  }
+
+  get maxPositions(): number {
+    return this.#speculator.maxPositions;
+  }
+
+  /** Of all that has been generated, what was broken off included. */
+  get guesses(): Guesses {
+    return this.#guesses;
+  }
+
+  adopt(weights: WeightTensors): void {
+    this.#speculator.adopt(weights);
+  }
+
+  /** @throws ConfigError unless the temperature is 0 and every prompt is to be completed once; as {@link Speculator.generate} */
+  async generate(
+    requests: readonly GenerateRequest[],
+    options: GenerateOptions,
+  ): Promise<Pick<Speculated, "ids" | "finish">[][]> {
+    const { temperature, maxNewTokens, stopIds, signal, onToken } = options;
+    const refuse = (what: string, rule: string, got: number | undefined): never => {
+      throw new ConfigError({ where: `speculate: ${what}`, rule, got: `${got ?? "nothing"}` });
+    };
+    if (temperature !== 0) refuse("temperature", "must be 0: what is guessed is the likeliest", temperature);
+    const several = requests.find(({ samples }) => samples !== 1);
+    if (several !== undefined) {
+      refuse("samples", "must be 1: greedy completions are all alike", several.samples);
+    }
+    const completions: Pick<Speculated, "ids" | "finish">[][] = [];
+    for (const [request, { prompt }] of requests.entries()) {
+      signal?.throwIfAborted();
+      const { ids, finish } = await this.#speculator.generate(prompt, {
+        maxNewTokens,
+        stopIds,
+        onToken: (id) => onToken?.(request, 0, id),
+        onPass: (drafted, accepted) => {
+          const sum = this.#guesses;
+          this.#guesses = {
+            passes: sum.passes + 1,
+            drafted: sum.drafted + drafted,
+            accepted: sum.accepted + accepted,
+          };
+        },
+        ...(signal === undefined ? {} : { signal }),
+      });
+      completions.push([{ ids, finish }]);
+    }
+    return completions;
+  }
+
+  dispose(): Promise<void> {
+    return this.#speculator.dispose();
   }
 }
 

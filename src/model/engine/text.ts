@@ -2,7 +2,7 @@
 
 import { TextStream } from "../text/stream.ts";
 import type { Tokenizer } from "../text/tokenizer-files.ts";
-import type { Engine } from "./engine.ts";
+import type { Engine, TokenEngine } from "./engine.ts";
 import type { SamplingOptions } from "./sampler.ts";
 
 /** A model as far as text is concerned; a loaded model folder is one. */
@@ -75,6 +75,12 @@ class Writing {
     this.#append(this.#stream.push(id));
   }
 
+  /** A token that ends the text counts, and is no part of it. */
+  stop(): void {
+    this.tokens++;
+    this.end("stop");
+  }
+
   end(finish: TextCompletion["finish"]): void {
     this.#append(this.#stream.end());
     if (this.finish !== undefined) return;
@@ -114,7 +120,7 @@ class Writing {
  * @throws FormatError when the vocabulary cannot express the prompt; ConfigError when it leaves no room for a new token
  */
 export async function generateText(
-  engine: Engine,
+  engine: TokenEngine,
   model: TextModel,
   request: TextRequest,
   options: TextOptions = {},
@@ -142,10 +148,10 @@ export async function generateText(
       onToken(_request, sample, id) {
         const writing = writings[sample]!;
         if (writing.finish !== undefined) return;
-        writing.push(id);
+        if (stopIds.has(id)) writing.stop();
+        else writing.push(id);
         onToken?.(sample);
-        if (stopIds.has(id)) writing.end("stop");
-        else if (writing.tokens >= limit) writing.end("length");
+        if (writing.tokens >= limit) writing.end("length");
         if (writings.every(({ finish }) => finish !== undefined)) enough.abort();
       },
     });

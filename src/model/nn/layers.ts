@@ -11,6 +11,7 @@ import {
   less,
   matmul,
   matmulNBits,
+  mul,
   not,
   type QuantizedParts,
   reshape,
@@ -27,15 +28,33 @@ import { sizeOf } from "../../compute/tensor/shape.ts";
  */
 const MASKED = -1e30;
 
+/** A matrix [out, in] with a low-rank adapter beside it (arXiv:2106.09685): a [r, in], b [out, r]. */
+export interface AdaptedMatrix {
+  readonly weight: Value;
+  readonly a: Value;
+  readonly b: Value;
+  /** α/r. */
+  readonly scale: number;
+}
+
+export type Matrix = Value | AdaptedMatrix;
+
 /**
- * x · Wᵀ, plus a bias where there is one. A weight that is stored as whole numbers (`dequantize`) is multiplied as it is stored.
- * @param x [rows, in]; @param weight [out, in]; @param bias [out]
+ * x · Wᵀ, plus scale · (x · Aᵀ) · Bᵀ where there is an adapter, plus a bias where there is one. A matrix that is stored as whole
+ * numbers (`dequantize`) is multiplied as it is stored.
+ * @param x [rows, in]; @param matrix [out, in]; @param bias [out]
  */
-export function linear(x: Value, weight: Value, bias?: Value): Value {
-  const stored = weight.node;
-  const product = isPrimitive(stored, "dequantize")
-    ? matmulNBits(x, quantizedParts(stored), stored.attributes)
-    : matmul(x, transposeLast(weight));
+export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
+  let product: Value;
+  if ("weight" in matrix) {
+    const { weight, a, b, scale } = matrix;
+    const low = mul(matmul(x, transposeLast(a)), scale); // [rows, r]
+    product = add(linear(x, weight), matmul(low, transposeLast(b)));
+  } else if (isPrimitive(matrix.node, "dequantize")) {
+    product = matmulNBits(x, quantizedParts(matrix.node), matrix.node.attributes);
+  } else {
+    product = matmul(x, transposeLast(matrix));
+  }
   return bias === undefined ? product : add(product, bias);
 }
 
@@ -61,7 +80,7 @@ const quantizedParts = ({ inputs }: Application<"dequantize">): QuantizedParts =
  */
 export function swiglu(
   x: Value,
-  weights: { readonly gate: Value; readonly up: Value; readonly down: Value },
+  weights: { readonly gate: Matrix; readonly up: Matrix; readonly down: Matrix },
 ): Value {
   return linear(gatedSilu(linear(x, weights.gate), linear(x, weights.up)), weights.down);
 }

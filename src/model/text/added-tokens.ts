@@ -4,6 +4,8 @@
  * @source github.com/huggingface/tokenizers, tokenizers/src/tokenizer/added_vocabulary.rs
  */
 
+import { FormatError } from "../../base/errors.ts";
+
 export interface AddedToken {
   readonly id: number;
   readonly content: string;
@@ -29,6 +31,9 @@ export function isControl(token: AddedToken): boolean {
 /** A part of a text: an added token, or text to be encoded. */
 export type Segment = { readonly id: number } | { readonly text: string };
 
+/** Units of distinct beginnings of tokens; models have some thousands, and each takes some hundred bytes. */
+const MOST_NODES = 2 ** 16;
+
 interface Node {
   readonly next: Map<number, Node>;
   token?: AddedToken;
@@ -41,7 +46,12 @@ const isWordUnit = (text: string, at: number): boolean =>
 export class AddedTokenMatcher {
   readonly #root: Node = { next: new Map() };
 
-  constructor(tokens: readonly AddedToken[]) {
+  /**
+   * @param where the file, for errors
+   * @throws FormatError when the tokens are longer, together, than those of any model
+   */
+  constructor(tokens: readonly AddedToken[], where: string) {
+    let nodes = 0;
     for (const token of tokens) {
       if (token.content === "") continue;
       let node = this.#root;
@@ -49,6 +59,13 @@ export class AddedTokenMatcher {
         const unit = token.content.charCodeAt(i);
         let next = node.next.get(unit);
         if (next === undefined) {
+          if (++nodes > MOST_NODES) {
+            throw new FormatError({
+              where: `${where}: added_tokens`,
+              rule: `must have at most ${MOST_NODES} characters that differ`,
+              got: "more",
+            });
+          }
           next = { next: new Map() };
           node.next.set(unit, next);
         }

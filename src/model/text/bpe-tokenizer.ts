@@ -10,7 +10,7 @@ import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
 import { type AddedToken, AddedTokenMatcher, isControl, type Segment } from "./added-tokens.ts";
 import { BpeModel, type BpeVocabulary } from "./bpe-model.ts";
-import { concatBytes, fromByteCharacters, fromUtf8, utf8 } from "./byte-level.ts";
+import { concatBytes, fromByteCharacters, fromUtf8, spellBytes, utf8 } from "./byte-level.ts";
 import { byteLevelPreTokenizer, type PreTokenizer } from "./pre-tokenizer.ts";
 import {
   type EncodeOptions,
@@ -55,8 +55,14 @@ class BpeTokenizer implements Tokenizer {
     }
     const matchers = (tokens: readonly AddedToken[]) =>
       [
-        new AddedTokenMatcher(tokens.filter((token) => token.normalized !== true)),
-        new AddedTokenMatcher(tokens.filter((token) => token.normalized === true)),
+        new AddedTokenMatcher(
+          tokens.filter((token) => token.normalized !== true),
+          where,
+        ),
+        new AddedTokenMatcher(
+          tokens.filter((token) => token.normalized === true),
+          where,
+        ),
       ] as const;
     this.#matchers = {
       all: matchers(parts.added),
@@ -113,6 +119,10 @@ class BpeTokenizer implements Tokenizer {
       this.#bytes[id] = bytes;
     }
     return bytes;
+  }
+
+  piece(id: number): string {
+    return spellBytes(this.#bytesOf(id));
   }
 
   save(folder: string): Promise<void> {

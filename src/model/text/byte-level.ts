@@ -24,6 +24,17 @@ export const utf8 = (text: string): Uint8Array => encoder.encode(text);
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 export const fromUtf8 = (bytes: Uint8Array): string => decoder.decode(bytes);
 
+const strict = new TextDecoder("utf-8", { ignoreBOM: true, fatal: true });
+
+/** Text from UTF-8, or, where it is no text, every byte as `<0xE2>`. */
+export function spellBytes(bytes: Uint8Array): string {
+  try {
+    return strict.decode(bytes);
+  } catch {
+    return Array.from(bytes, (byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`).join("");
+  }
+}
+
 /** Bytes as their characters. */
 export function toByteCharacters(bytes: Uint8Array): string {
   let text = "";

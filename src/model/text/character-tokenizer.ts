@@ -122,6 +122,10 @@ class CharacterTokenizer implements Tokenizer {
     return text;
   }
 
+  piece(id: number): string {
+    return this.decode([id]);
+  }
+
   save(folder: string): Promise<void> {
     return writeTokenizerFiles(folder, this.#files);
   }

@@ -15,7 +15,7 @@ import { FileError, FormatError } from "../../base/errors.ts";
 import { readText } from "../../base/files.ts";
 import { Environment, Interpreter, type Node, parse, tokenize, type Value } from "./jinja.ts";
 import { withinTime } from "./time-limit.ts";
-import { readTokenizerFiles, tokenizerPaths } from "./tokenizer-files.ts";
+import { parseTokenizerJson, readTokenizerFiles, tokenizerPaths } from "./tokenizer-files.ts";
 
 export interface ChatMessage {
   readonly role: string;
@@ -33,6 +33,8 @@ export interface RenderOptions {
 
 /** Longest source of a template, in UTF-16 units; the longest in use have 20,000. */
 const LONGEST_SOURCE = 2 ** 20;
+/** A character takes at most four. */
+const MOST_BYTES = 4 * LONGEST_SOURCE;
 const LONGEST_MS = 3_000;
 /** Most entries of a list. */
 const MOST_ITEMS = 2 ** 16;
@@ -385,7 +387,8 @@ export function renderTemplate(
 /** The template of a model, with the tokens it names. */
 export class ChatTemplate {
   readonly source: string;
-  readonly #variables: Readonly<Record<string, unknown>>;
+  /** What the files say beside the messages. */
+  readonly variables: Readonly<Record<string, unknown>>;
   readonly #where: string;
 
   /**
@@ -397,7 +400,7 @@ export class ChatTemplate {
     options: { readonly variables?: Readonly<Record<string, unknown>>; readonly where?: string } = {},
   ) {
     this.source = source;
-    this.#variables = options.variables ?? {};
+    this.variables = options.variables ?? {};
     this.#where = options.where ?? "chat template";
   }
 
@@ -409,13 +412,14 @@ export class ChatTemplate {
     const { addGenerationPrompt = true, variables = {} } = options;
     return renderTemplate(
       this.source,
-      { ...this.#variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
+      { ...this.variables, ...variables, messages, add_generation_prompt: addGenerationPrompt },
       { where: this.#where },
     );
   }
 }
 
-const TEMPLATE = "chat_template.jinja";
+/** The file that holds a template alone; it goes before one in the tokenizer's config. */
+const CHAT_TEMPLATE = "chat_template.jinja";
 
 const SpecialToken = z.union([
   z.string(),
@@ -437,7 +441,7 @@ const Config = z.looseObject({
 
 async function readOwnFile(folder: string): Promise<string | undefined> {
   try {
-    return await readText(join(folder, TEMPLATE));
+    return await readText(join(folder, CHAT_TEMPLATE), MOST_BYTES);
   } catch (error) {
     const missing = error instanceof FileError && (error.cause as NodeJS.ErrnoException)?.code === "ENOENT";
     if (missing) return undefined;
@@ -453,13 +457,7 @@ async function readOwnFile(folder: string): Promise<string | undefined> {
 export async function loadChatTemplate(folder: string): Promise<ChatTemplate | undefined> {
   const files = await readTokenizerFiles(folder);
   const path = tokenizerPaths(folder).config;
-  let json: unknown;
-  try {
-    json = JSON.parse(files.config);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
-  const parsed = Config.safeParse(json);
+  const parsed = Config.safeParse(parseTokenizerJson(path, files.config));
   if (!parsed.success) {
     const issue = parsed.error.issues[0];
     throw new FormatError({
@@ -476,6 +474,6 @@ export async function loadChatTemplate(folder: string): Promise<ChatTemplate | u
   );
   return new ChatTemplate(source, {
     variables,
-    where: own === undefined ? `${path}: chat_template` : join(folder, TEMPLATE),
+    where: own === undefined ? `${path}: chat_template` : join(folder, CHAT_TEMPLATE),
   });
 }

@@ -14,8 +14,11 @@ import {
   DEEPSEEK_CODER_PATTERNS,
   DEEPSEEK_LLM_PATTERNS,
   DEEPSEEK3_PATTERNS,
+  GPT4O_PATTERN,
   LLAMA3_PATTERN,
   QWEN2_PATTERN,
+  QWEN35_PATTERN,
+  TEKKEN_PATTERN,
 } from "./pre-tokenizer.ts";
 import { SPACE, SpmTokenizer, type SpmVocabulary } from "./spm-tokenizer.ts";
 import type { Tokenizer, TokenizerFiles, TokenRoles } from "./tokenizer-files.ts";
@@ -83,6 +86,10 @@ const splits = (patterns: readonly string[]): object => ({
   ],
 });
 
+function named(names: readonly string[], rules: PreRules): Record<string, PreRules> {
+  return Object.fromEntries(names.map((name) => [name, rules]));
+}
+
 const GPT2: PreRules = { preTokenizer: byteLevel(true) };
 const DIGITS: PreRules = {
   preTokenizer: {
@@ -90,23 +97,27 @@ const DIGITS: PreRules = {
     pretokenizers: [{ type: "Digits", individual_digits: true }, byteLevel(true)],
   },
 };
-const QWEN2: PreRules = { preTokenizer: splits([QWEN2_PATTERN]), normalizer: { type: "NFC" } };
+const NFC = { type: "NFC" };
+const QWEN2: PreRules = { preTokenizer: splits([QWEN2_PATTERN]), normalizer: NFC };
 const LLAMA3: PreRules = { preTokenizer: splits([LLAMA3_PATTERN]), ignoreMerges: true, addBos: true };
+/** Llama 3's words, whose vocabulary is merged as any other: the one that Phi-4 has. */
+const CL100K: PreRules = { preTokenizer: splits([LLAMA3_PATTERN]) };
+const GPT4O: PreRules = { preTokenizer: splits([GPT4O_PATTERN]) };
 
-/** By the name under `tokenizer.ggml.pre`. */
+/** By the name under `tokenizer.ggml.pre`; names of one row are one to llama.cpp, too. */
 const PRE_TOKENIZERS: Readonly<Record<string, PreRules>> = {
-  "gpt-2": GPT2,
-  mpt: GPT2,
-  olmo: GPT2,
-  smollm: DIGITS,
-  starcoder: DIGITS,
-  refact: DIGITS,
-  qwen2: QWEN2,
-  "deepseek-r1-qwen": QWEN2,
-  "llama-bpe": LLAMA3,
+  ...named(["gpt-2", "mpt", "olmo", "phi-2", "jais", "exaone4", "mellum", "gigachat"], GPT2),
+  ...named(["smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b"], DIGITS),
+  "command-r": { ...DIGITS, normalizer: NFC },
+  ...named(["qwen2", "deepseek-r1-qwen", "megrez"], QWEN2),
+  qwen35: { preTokenizer: splits([QWEN35_PATTERN]), normalizer: NFC },
+  ...named(["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"], LLAMA3),
+  ...named(["dbrx", "smaug-bpe", "chatglm-bpe", "glm4"], CL100K),
+  tekken: { preTokenizer: splits([TEKKEN_PATTERN]), ignoreMerges: true, addBos: true },
+  ...named(["gpt-4o", "llama4"], GPT4O),
   "deepseek-llm": { preTokenizer: splits(DEEPSEEK_LLM_PATTERNS) },
   "deepseek-coder": { preTokenizer: splits(DEEPSEEK_CODER_PATTERNS) },
-  "deepseek-v3": { preTokenizer: splits(DEEPSEEK3_PATTERNS) },
+  ...named(["deepseek-v3", "hunyuan-dense"], { preTokenizer: splits(DEEPSEEK3_PATTERNS) }),
 };
 
 /** Files that are put together when a model is saved, which few are. */

@@ -26,6 +26,21 @@ const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
 export const LLAMA3_PATTERN = `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
 export const QWEN2_PATTERN = `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
 
+/** Qwen 3.5: marks belong to words. */
+export const QWEN35_PATTERN = `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^\\s\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
+
+/** Words that begin anew where a small letter is followed by a capital. */
+function casedWords(contractions: string, digits: string): string {
+  const [capital, small] = ["[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]", "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"];
+  const before = "[^\\r\\n\\p{L}\\p{N}]?";
+  const words = `${before}${capital}*${small}+${contractions}|${before}${capital}+${small}*${contractions}`;
+  return `${words}|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
+}
+/** Mistral's, since NeMo. */
+export const TEKKEN_PATTERN = casedWords("", "\\p{N}");
+/** Llama 4's too. */
+export const GPT4O_PATTERN = casedWords(`${CONTRACTIONS}?`, "\\p{N}{1,3}");
+
 /** DeepSeek-V3 and R1. The line breaks within are themselves, as in its file. */
 export const DEEPSEEK3_PATTERNS: readonly string[] = [
   "\\p{N}{1,3}",

@@ -10,7 +10,7 @@
 
 import { FormatError } from "../../base/errors.ts";
 import { type AddedToken, AddedTokenMatcher, isControl } from "./added-tokens.ts";
-import { concatBytes, fromUtf8, utf8 } from "./byte-level.ts";
+import { concatBytes, fromUtf8, spellBytes, utf8 } from "./byte-level.ts";
 import { type Merge, MOST_RANKS, mergeSymbols } from "./merging.ts";
 import {
   type EncodeOptions,
@@ -90,8 +90,11 @@ export class SpmTokenizer implements Tokenizer {
       }
     }
     this.#matchers = {
-      all: new AddedTokenMatcher(added),
-      plain: new AddedTokenMatcher(added.filter((token) => !isControl(token))),
+      all: new AddedTokenMatcher(added, where),
+      plain: new AddedTokenMatcher(
+        added.filter((token) => !isControl(token)),
+        where,
+      ),
     };
     this.#addedIds = new Set(added.map(({ id }) => id));
     this.#specialIds = new Set(added.filter(({ special }) => special).map(({ id }) => id));
@@ -170,14 +173,7 @@ export class SpmTokenizer implements Tokenizer {
     const parts: Uint8Array[] = [];
     let begins = this.#vocabulary.addSpacePrefix;
     for (const id of ids) {
-      const token = this.#vocabulary.tokens[id];
-      if (token === undefined) {
-        throw new FormatError({
-          where: "token ids to decode",
-          rule: `must be in the vocabulary, below ${this.vocabSize}`,
-          got: `${id}`,
-        });
-      }
+      const token = this.#token(id);
       const byte = this.#byteOf.get(id);
       if (this.#addedIds.has(id)) {
         if (options.skipSpecial !== true || !this.#specialIds.has(id)) parts.push(utf8(token));
@@ -193,6 +189,23 @@ export class SpmTokenizer implements Tokenizer {
       begins = false;
     }
     return fromUtf8(concatBytes(parts));
+  }
+
+  piece(id: number): string {
+    const byte = this.#byteOf.get(id);
+    if (byte !== undefined) return spellBytes(Uint8Array.of(byte));
+    const token = this.#token(id);
+    return this.#addedIds.has(id) ? token : token.replaceAll(SPACE, " ");
+  }
+
+  #token(id: number): string {
+    const token = this.#vocabulary.tokens[id];
+    if (token !== undefined) return token;
+    throw new FormatError({
+      where: "token ids to decode",
+      rule: `must be in the vocabulary, below ${this.vocabSize}`,
+      got: `${id}`,
+    });
   }
 
   save(folder: string): Promise<void> {

@@ -2,7 +2,7 @@
 
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { fileError, readText, writeFileAtomic } from "../../base/files.ts";
+import { fileError, parseJson, readText, writeFileAtomic } from "../../base/files.ts";
 
 export interface EncodeOptions {
   /**
@@ -40,6 +40,11 @@ export interface Tokenizer {
    * @throws FormatError on an id outside the vocabulary
    */
   decode(ids: readonly number[], options?: { readonly skipSpecial?: boolean }): string;
+  /**
+   * A token as it is spelled inside a text, its leading space included; bytes that are no whole characters as `<0xE2>` each.
+   * @throws FormatError on an id outside the vocabulary
+   */
+  piece(id: number): string;
   /** Writes `tokenizer.json` and `tokenizer_config.json`. @throws FileError when the folder may not be written to */
   save(folder: string): Promise<void>;
 }
@@ -53,15 +58,27 @@ export interface TokenizerFiles {
 const TOKENIZER = "tokenizer.json";
 const CONFIG = "tokenizer_config.json";
 
+// Far above what tokenizers have: that of Gemma 3, among the largest, takes 33 MB and some 1.5 million values.
+const MOST_BYTES = { tokenizer: 128 * 2 ** 20, config: 16 * 2 ** 20 };
+const MOST_VALUES = 2 ** 23;
+
 /** The paths of a folder's tokenizer files, for reading and for errors. */
 export function tokenizerPaths(folder: string): TokenizerFiles {
   return { tokenizer: join(folder, TOKENIZER), config: join(folder, CONFIG) };
 }
 
-/** @throws FileError when one of them cannot be read */
+/** @throws FileError when one of them cannot be read; FormatError when one is larger than any tokenizer's */
 export async function readTokenizerFiles(folder: string): Promise<TokenizerFiles> {
   const paths = tokenizerPaths(folder);
-  return { tokenizer: await readText(paths.tokenizer), config: await readText(paths.config) };
+  return {
+    tokenizer: await readText(paths.tokenizer, MOST_BYTES.tokenizer),
+    config: await readText(paths.config, MOST_BYTES.config),
+  };
+}
+
+/** The value of one of them. @throws FormatError when it is not JSON, or more of it than any tokenizer has */
+export function parseTokenizerJson(path: string, text: string): unknown {
+  return parseJson(path, text, MOST_VALUES);
 }
 
 /** Makes the folder where it is missing. @throws FileError when it may not be written to */

@@ -12,6 +12,7 @@ import { asCharacterTokenizer } from "./character-tokenizer.ts";
 import { withinTime } from "./time-limit.ts";
 import {
   type EncodeOptions,
+  parseTokenizerJson,
   readTokenizerFiles,
   type Tokenizer,
   type TokenizerFiles,
@@ -72,19 +73,22 @@ class LibraryTokenizer implements Tokenizer {
 
   decode(ids: readonly number[], options: { readonly skipSpecial?: boolean } = {}): string {
     if (ids.length === 0) return ""; // The library takes no empty list.
-    for (const id of ids) {
-      if (this.#library.id_to_token(id) === undefined) {
-        throw new FormatError({
-          where: "token ids to decode",
-          rule: `must be in the vocabulary, below ${this.vocabSize}`,
-          got: `${id}`,
-        });
-      }
-    }
+    for (const id of ids) this.piece(id);
     return this.#library.decode([...ids], {
       skip_special_tokens: options.skipSpecial ?? false,
       // The text as the tokens spell it; the clean-up, made for WordPiece, would eat spaces before punctuation.
       clean_up_tokenization_spaces: false,
+    });
+  }
+
+  /** The library knows no text of a single token, so it is spelled as in the vocabulary. */
+  piece(id: number): string {
+    const token = this.#library.id_to_token(id);
+    if (token !== undefined) return token;
+    throw new FormatError({
+      where: "token ids to decode",
+      rule: `must be in the vocabulary, below ${this.vocabSize}`,
+      got: `${id}`,
     });
   }
 
@@ -113,23 +117,15 @@ const TemplateProcessing = z.object({
 const PostProcessors = z.object({ type: z.literal("Sequence"), processors: z.array(z.unknown()) });
 
 /** Whether a post-processor of `tokenizer.json` begins every text with the token. */
-function prepends(token: string, postProcessor: unknown): boolean {
+export function prepends(token: string, postProcessor: unknown): boolean {
   const sequence = PostProcessors.safeParse(postProcessor);
   if (sequence.success) return sequence.data.processors.some((one) => prepends(token, one));
   const template = TemplateProcessing.safeParse(postProcessor);
   return template.success && template.data.single[0]?.SpecialToken?.id === token;
 }
 
-function parseJson(path: string, text: string): unknown {
-  try {
-    return JSON.parse(text);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
-}
-
 function parseConfig(path: string, text: string): TokenizerConfig {
-  const parsed = TokenizerConfig.safeParse(parseJson(path, text));
+  const parsed = TokenizerConfig.safeParse(parseTokenizerJson(path, text));
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new FormatError({
@@ -139,10 +135,52 @@ function parseConfig(path: string, text: string): TokenizerConfig {
   });
 }
 
+/** Far above any vocabulary. The library goes through all ids up to the largest, and others make tables of them. */
+const MOST_IDS = 2 ** 22;
+
+const isId = (id: unknown): boolean =>
+  Number.isInteger(id) && (id as number) >= 0 && (id as number) < MOST_IDS;
+
+const WithIds = z.object({
+  added_tokens: z.array(z.object({ id: z.unknown(), content: z.unknown() })).optional(),
+  // Unigram's is a list of tokens, whose places are their ids.
+  model: z.object({ vocab: z.unknown() }),
+});
+
+/** @throws FormatError when an added token is no text, or an id no number, or larger than any vocabulary */
+function checkTokens(path: string, json: unknown): void {
+  const parsed = WithIds.safeParse(json);
+  // What is of another shape is for whoever reads it to refuse.
+  if (!parsed.success) return;
+  const { added_tokens = [], model } = parsed.data;
+  const mute = added_tokens.find(({ content }) => typeof content !== "string");
+  if (mute !== undefined) {
+    throw new FormatError({
+      where: `${path}: added_tokens`,
+      rule: "each must have its text as content",
+      got: JSON.stringify(mute.content) ?? "nothing",
+    });
+  }
+  const vocab = typeof model.vocab === "object" && !Array.isArray(model.vocab) ? (model.vocab ?? {}) : {};
+  for (const [field, ids] of [
+    ["added_tokens", added_tokens.map(({ id }) => id)],
+    ["model.vocab", Object.values(vocab)],
+  ] as const) {
+    const wrong = ids.findIndex((id) => !isId(id));
+    if (wrong === -1) continue;
+    throw new FormatError({
+      where: `${path}: ${field}`,
+      rule: `ids must be whole numbers below ${MOST_IDS}`,
+      got: JSON.stringify(ids[wrong]) ?? "nothing",
+    });
+  }
+}
+
 function openLibrary(path: string, json: unknown, config: object): Library {
   try {
-    return new Library(json as object, config);
+    return withinTime(LONGEST_MS, path, () => new Library(json as object, config));
   } catch (cause) {
+    if (cause instanceof FormatError) throw cause;
     // The library's own errors, and whatever it trips over in JSON of another shape.
     throw new FormatError({
       where: path,
@@ -202,7 +240,8 @@ function withoutControl(json: unknown): unknown {
  */
 export function parseTokenizer(files: TokenizerFiles, paths: TokenizerFiles): Tokenizer {
   const config = parseConfig(paths.config, files.config);
-  const json = parseJson(paths.tokenizer, files.tokenizer);
+  const json = parseTokenizerJson(paths.tokenizer, files.tokenizer);
+  checkTokens(paths.tokenizer, json);
   const postProcessor = (json as { post_processor?: unknown } | null)?.post_processor;
   const addsBos = config.add_bos_token ?? prepends(config.bos_token ?? "", postProcessor);
   const byConfig = (idOf: (token: string) => number | undefined): TokenRoles =>

@@ -111,6 +111,15 @@ describe("renderSample", () => {
     ]);
   });
 
+  it("keeps the lines of a thought apart, and leaves out empty ones", () => {
+    const completion = "<think>83-18=64 no\n\n83-18=65\n75-65=10 yes\n</think><answer>75-(83-18)</answer>";
+    expect(renderSample(sample(1, { completion }), 80, plain).slice(1, -1)).toEqual([
+      "  │ 83-18=64 no",
+      "  │ 83-18=65",
+      "  │ 75-65=10 yes",
+    ]);
+  });
+
   it("keeps the beginning and the end of a long thought", () => {
     const lines = renderSample(
       sample(1, { completion: `<think>start ${"more ".repeat(200)}end` }),
@@ -168,6 +177,15 @@ describe("renderResult", () => {
       expect(text).toContain(part);
     }
     expect(text).not.toContain("cold start");
+  });
+
+  it("names the folder of runs in what to type next, and cuts no command", () => {
+    const folder = `/data/${"deep/".repeat(12)}my runs`;
+    const text = renderResult(result(), 80, plain, folder).join("\n");
+    for (const command of ["chat", "eval", "runs show"]) {
+      expect(text).toContain(`    pondera ${command} ${result().name} --runs '${folder}'\n`);
+    }
+    expect(renderResult(result(), 80, plain).join("\n")).not.toContain("--runs");
   });
 
   it("shows the cold start where there was one, and no empty headings", () => {

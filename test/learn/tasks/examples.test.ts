@@ -52,6 +52,21 @@ describe("example rewards", () => {
     throw new Error(`no example with the prompt ${prompt}`);
   };
 
+  test("sums wants the number alone, and half as much for a right one among words", async () => {
+    const task = await open("sums");
+    const example = task.train.draw(new Random(1));
+    const { total } = example.row as unknown as { total: number };
+    expect(example.messages).toEqual([
+      { role: "system", content: "Answer with the number alone." },
+      { role: "user", content: example.prompt },
+    ]);
+    const rewarded = async (text: string) => (await judge(task, wrote(text), example)).reward;
+    expect(await rewarded(` ${total}`)).toBeCloseTo(1.7, 10);
+    expect(await rewarded(`It is 7, no: ${total}.`)).toBeCloseTo(0.5, 10);
+    expect(await rewarded(`${total + 1}`)).toBeCloseTo(0.2, 10);
+    expect(await rewarded("no idea")).toBe(0);
+  });
+
   test("arithmetic reads the answer and asks for the form", async () => {
     const task = await open("arithmetic");
     const example = { id: "1", prompt: "17+25-8=", row: { prompt: "17+25-8=", total: 34 } };

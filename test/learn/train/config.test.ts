@@ -6,8 +6,10 @@ import {
   parseRunConfig,
   type RunConfig,
   setOption,
+  setOptions,
   sizesOf,
   withDepth,
+  withLoss,
 } from "../../../src/learn/train/config.ts";
 import { PRESETS, presetNamed } from "../../../src/learn/train/presets.ts";
 import { architectureOf, parameterCount } from "../../../src/model/arch/models.ts";
@@ -166,6 +168,21 @@ describe("--set", () => {
     ["__proto__.x=1", /--set: must be one of/],
   ])("refuses %s", (assignment, message) => {
     expect(() => setOption(quick, assignment)).toThrow(message);
+  });
+
+  it("a loss brings the clip bounds of its paper, but for those that are set, in whatever order", () => {
+    expect(setOptions(quick, ["rl.loss=gspo"]).rl).toMatchObject({ clipLow: 3e-4, clipHigh: 4e-4 });
+    expect(setOptions(quick, ["rl.clipHigh=9", "rl.loss=cispo"]).rl).toMatchObject({
+      loss: "cispo",
+      clipLow: 1,
+      clipHigh: 9,
+    });
+    expect(setOptions(quick, ["rl.steps=3"]).rl).toEqual({ ...quick.rl, steps: 3 });
+    expect(() => parseRunConfig(setOptions(quick, ["rl.loss=gsppo"]))).toThrow(/config\.rl\.loss: /);
+    expect(withLoss(quick, "grpo").rl).toMatchObject({ loss: "grpo", clipLow: 0.2, clipHigh: 0.2 });
+    // The presets' own loss keeps its presets' bounds.
+    expect(withLoss(quick, quick.rl.loss)).toEqual(quick);
+    expect(changedConfig(quick, ["rl.loss=gspo"]).rl.clipHigh).toBe(4e-4);
   });
 
   it("leaves values to be checked with the whole", () => {

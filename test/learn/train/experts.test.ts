@@ -9,6 +9,7 @@ import { f32, i32 } from "../../../src/compute/tensor/host.ts";
 import { parseRunConfig } from "../../../src/learn/train/config.ts";
 import { expertMetrics } from "../../../src/learn/train/expert-metrics.ts";
 import { CROSS_ENTROPY, draftLoss, policyLoss } from "../../../src/learn/train/losses.ts";
+import { fromLogits } from "../../../src/learn/train/predictions.ts";
 import { PRESETS } from "../../../src/learn/train/presets.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { type DeepseekV3Config, deepseekV3Parameters } from "../../../src/model/arch/deepseek-v3.ts";
@@ -184,7 +185,7 @@ describe("the loss of the token after next", () => {
       weights: f32([1, 5], [16, 8, 4, 2, 1]),
     };
     const graph = trace(specsOf(arrays), (x: Record<string, Value>) => ({
-      loss: draftLoss(x["logits"]!, {
+      loss: draftLoss(fromLogits(x["logits"]!), {
         segments: x["segments"]!,
         targets: x["targets"]!,
         weights: x["weights"]!,
@@ -229,7 +230,7 @@ describe("a run's configuration", () => {
     parseRunConfig({ ...config, model: { ...config.model, mixture: { ...mixture, ...change } } });
 
   it("may ask for experts, and is held to what they and the decoding kernel want", () => {
-    expect(withMixture({}).model.mixture).toEqual(mixture);
+    expect(withMixture({}).model?.mixture).toEqual(mixture);
     expect(() => withMixture({ groups: 3 })).toThrow("expertGroups: must divide routedExperts (8); got 3");
     expect(() => withMixture({ expertsPerToken: 5 })).toThrow(
       "expertsPerToken: must be at most the 4 experts",

@@ -17,14 +17,13 @@ import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/
 import {
   batchSpecs,
   CROSS_ENTROPY,
-  entropyOf,
   type Loss,
   POLICY_LOSSES,
   type PolicyLossName,
   policyLoss,
-  targetLogp,
 } from "../../../src/learn/train/losses.ts";
 import { bestFit, layOut, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import { entropyOf, fromLogits, targetLogp } from "../../../src/learn/train/predictions.ts";
 import { createEngine, expectClose, runOnEngine, specsOf } from "../../compute/harness.ts";
 import { readFixture, type StoredArray, toHost } from "../../fixture.ts";
 
@@ -163,7 +162,7 @@ async function evaluate(
       loss: value,
       sums,
       maxima,
-    } = loss.build(x["logits"]!, x, { targets: x["targets"]!, segments: x["segments"]! }, x);
+    } = loss.build(fromLogits(x["logits"]!), x, { targets: x["targets"]!, segments: x["segments"]! }, x);
     const rename = (prefix: string, values: Readonly<Record<string, Value>>) =>
       Object.fromEntries(Object.entries(values).map(([name, y]) => [`${prefix}${name}`, y]));
     return {
@@ -480,7 +479,7 @@ describe("cross-entropy", () => {
     };
     const graph = trace(specsOf(arrays), ({ logits, targets, weights }) => {
       const { loss } = CROSS_ENTROPY.build(
-        logits!,
+        fromLogits(logits!),
         { weights: weights! },
         { targets: targets!, segments: targets! },
         {},

@@ -11,6 +11,7 @@ import { f32, type HostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
 import { CROSS_ENTROPY, type Loss, POLICY_LOSSES, policyLoss } from "../../../src/learn/train/losses.ts";
 import type { PackedBatch } from "../../../src/learn/train/pack.ts";
+import { fromLogits } from "../../../src/learn/train/predictions.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { initializeLlama, type LlamaConfig, llamaTrain } from "../../../src/model/arch/llama.ts";
 import { createEngine, expectAllClose, specsOf, type Tolerance } from "../../compute/harness.ts";
@@ -151,7 +152,7 @@ describe("the whole model's gradient", () => {
     };
     const graph = trace(specsOf(arrays), (x: Record<string, Value>) => {
       const inputs = x as Record<"ids" | "positions" | "segments" | "targets", Value>;
-      return { loss: loss.build(llamaTrain(x, inputs, config), x, inputs, x).loss };
+      return { loss: loss.build(fromLogits(llamaTrain(x, inputs, config)), x, inputs, x).loss };
     });
     const moved = (name: string, change: (i: number) => number): number => {
       const { dtype, shape, data } = weights[name]!;
@@ -205,9 +206,10 @@ describe("a step that is not finite", () => {
   const rootAtZero: Loss = {
     ...CROSS_ENTROPY,
     key: "root at zero",
-    build(logits, tokens, batch, scalars) {
-      const built = CROSS_ENTROPY.build(logits, tokens, batch, scalars);
-      return { ...built, loss: add(built.loss, sum(sqrt(sub(logits, logits)))) };
+    build(predictions, tokens, batch, scalars) {
+      const built = CROSS_ENTROPY.build(predictions, tokens, batch, scalars);
+      const logp = predictions.logp(batch.targets);
+      return { ...built, loss: add(built.loss, sum(sqrt(sub(logp, logp)))) };
     },
   };
 

@@ -5,12 +5,13 @@ import { basename, join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { PonderaError } from "../../../src/base/errors.ts";
-import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
+import { loadModelFolder, loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
 import { openSharded, readSafetensors, writeSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
 import { safetensorsFloats } from "../../../src/model/checkpoint/safetensors-floats.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
 import { fixturePath } from "../../fixture.ts";
+import { ALLOWED_BYTES, cuts, flips, growth, refusal, wrongValues } from "../damage.ts";
 import { GgufBytes } from "./gguf/bytes.ts";
 
 /** Reads every tensor of a model; @returns the error, if it is one of ours */
@@ -120,6 +121,90 @@ describe("a damaged folder", () => {
     },
   );
 
+  const MODELS = [
+    "llama-gqa",
+    "llama-tied",
+    "arch-llama3",
+    "arch-qwen2",
+    "arch-deepseek-yarn",
+    "arch-deepseek-mtp",
+  ];
+
+  it.each(MODELS)("whose config.json is damaged is refused, or read: %s", async (name) => {
+    const folder = join(await temporaryFolder(), "model");
+    await cp(fixturePath(name), folder, { recursive: true });
+    const file = join(folder, "config.json");
+    const whole = await readFile(file);
+    const read = () => loadModelWeights(folder);
+    for (const [what, bytes] of cuts(whole)) {
+      await writeFile(file, bytes);
+      expect(await refusal(what, folder, read), what).toBeDefined();
+    }
+    let refused = 0;
+    for (const [what, bytes] of [...flips(whole, 60), ...wrongValues(whole)]) {
+      await writeFile(file, bytes);
+      if ((await refusal(what, folder, read)) !== undefined) refused++;
+    }
+    expect(refused).toBeGreaterThan(60);
+    await writeFile(file, whole);
+    expect(await refusal("whole", folder, read)).toBeUndefined();
+  });
+
+  it("whose generation_config.json is damaged is refused, or read", async () => {
+    const folder = join(await temporaryFolder(), "model");
+    await cp(SAVED, folder, { recursive: true });
+    const file = join(folder, "generation_config.json");
+    const whole = await readFile(file);
+    const read = () => loadModelFolder(folder);
+    for (const [what, bytes] of cuts(whole)) {
+      await writeFile(file, bytes);
+      expect((await refusal(what, file, read))?.where, what).toContain(file);
+    }
+    for (const [what, bytes] of [...flips(whole), ...wrongValues(whole)]) {
+      await writeFile(file, bytes);
+      await refusal(what, folder, read);
+    }
+  });
+
+  it.each(["fp8", "tensors"])("whose index of shards is damaged is refused, or read: %s", async (name) => {
+    const folder = join(await temporaryFolder(), "model");
+    await cp(fixturePath(name), folder, { recursive: true });
+    const file = join(folder, "model.safetensors.index.json");
+    const whole = await readFile(file);
+    const read = async () => {
+      await using _ = await openSharded(file);
+    };
+    for (const [what, bytes] of cuts(whole)) {
+      await writeFile(file, bytes);
+      expect(await refusal(what, folder, read), what).toBeDefined();
+    }
+    let refused = 0;
+    for (const [what, bytes] of [...flips(whole), ...wrongValues(whole)]) {
+      await writeFile(file, bytes);
+      if ((await refusal(what, folder, read)) !== undefined) refused++;
+    }
+    expect(refused).toBeGreaterThan(50);
+    await writeFile(file, whole);
+    expect(await refusal("whole", folder, read)).toBeUndefined();
+  });
+
+  it("whose config asks for millions of tensors is refused before they are listed", async () => {
+    const folder = join(await temporaryFolder(), "model");
+    await cp(fixturePath("arch-deepseek-plain"), folder, { recursive: true });
+    const file = join(folder, "config.json");
+    const config = JSON.parse(await readFile(file, "utf8")) as object;
+    const huge = { num_hidden_layers: 1024, n_routed_experts: 4096, n_group: 1, topk_group: 1 };
+    await writeFile(file, JSON.stringify({ ...config, ...huge }));
+    const read = () => loadModelWeights(folder);
+    expect(await growth(read)).toBeLessThan(ALLOWED_BYTES);
+    expect((await refusal("huge", file, read))?.message).toMatch(
+      /n_routed_experts: must be at most 49152 in all layers together; got 4096/,
+    );
+    // As many as are taken still fit.
+    await writeFile(file, JSON.stringify({ ...config, ...huge, n_routed_experts: 48 }));
+    expect(await growth(read)).toBeLessThan(ALLOWED_BYTES);
+  });
+
   it("whose shards or index have bytes changed is refused, or read", async () => {
     const files = [
       "model.safetensors.index.json",
@@ -175,27 +260,6 @@ describe("a damaged folder", () => {
 });
 
 describe("memory", () => {
-  const used = () => {
-    const { heapUsed, external, arrayBuffers } = process.memoryUsage();
-    return heapUsed + Math.max(external, arrayBuffers);
-  };
-
-  /** Bytes that a reading adds at most, sampled while it waits for the disk. */
-  async function growth(read: () => Promise<unknown>): Promise<number> {
-    const before = used();
-    let most = before;
-    const timer = setInterval(() => {
-      most = Math.max(most, used());
-    }, 1);
-    await read().catch((error: unknown) => {
-      if (!(error instanceof PonderaError)) throw error;
-    });
-    clearInterval(timer);
-    return Math.max(most, used()) - before;
-  }
-
-  const ALLOWED = 64 * 2 ** 20;
-
   it("a header of countless tiny keys, strings or tensors takes little more than the file", async () => {
     const folder = await temporaryFolder();
     const keys = new GgufBytes().start({ keys: 2 ** 14 });
@@ -208,7 +272,9 @@ describe("memory", () => {
       const file = join(folder, `${name}.gguf`);
       const content = bytes.done();
       await writeFile(file, content);
-      expect(await growth(() => openGgufModel(file)), basename(file)).toBeLessThan(content.length + ALLOWED);
+      expect(await growth(() => openGgufModel(file)), basename(file)).toBeLessThan(
+        content.length + ALLOWED_BYTES,
+      );
     }
   });
 
@@ -218,6 +284,6 @@ describe("memory", () => {
     const tensors = Object.fromEntries(Array.from({ length: 30_000 }, (_, i) => [i.toString(36), none]));
     await writeSafetensors(file, tensors);
     const { length } = await readFile(file);
-    expect(await growth(() => readSafetensors(file))).toBeLessThan(length + ALLOWED);
+    expect(await growth(() => readSafetensors(file))).toBeLessThan(length + ALLOWED_BYTES);
   });
 });

@@ -302,6 +302,26 @@ describe("loadModelWeights", () => {
     );
   });
 
+  it("passes over DeepSeek-V3's copies of what the drafting module shares, but for their shape", async () => {
+    const folder = await copyOf(join(FIXTURES, "arch-deepseek-mtp"));
+    const plain = await loadModelWeights(folder);
+    const { vocabSize, hiddenSize, layers } = plain.config;
+    const copies = (shape: readonly number[]) => ({
+      // Other values than the model's, to tell whether they are read.
+      [`model.layers.${layers}.embed_tokens.weight`]: hostArray("f32", [vocabSize, hiddenSize]),
+      [`model.layers.${layers}.shared_head.head.weight`]: hostArray("f32", shape),
+    });
+    await changeTensors(folder, copies([vocabSize, hiddenSize]));
+    expect(await loadModelWeights(folder)).toEqual(plain);
+    await changeTensors(folder, copies([vocabSize, hiddenSize + 1]));
+    await expect(loadModelWeights(folder)).rejects.toThrow(
+      `model.layers.${layers}.shared_head.head.weight: must have the shape [${vocabSize},${hiddenSize}]`,
+    );
+    // A model without the module has no such copies.
+    await changeJson(join(folder, "config.json"), { num_nextn_predict_layers: 0 });
+    await expect(loadModelWeights(folder)).rejects.toThrow(/must be a tensor of the model/);
+  });
+
   it("closes its files", async () => {
     const count = async () => (await readdir("/proc/self/fd")).length;
     if (process.platform !== "linux") return;

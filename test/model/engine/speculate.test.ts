@@ -7,7 +7,7 @@ import type { DeepseekV3Config } from "../../../src/model/arch/deepseek-v3.ts";
 import { initializeModel, type ModelConfig } from "../../../src/model/arch/models.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { Engine, type WeightTensors } from "../../../src/model/engine/engine.ts";
-import { acceptance, Speculator } from "../../../src/model/engine/speculate.ts";
+import { acceptance, SpeculatingEngine, Speculator } from "../../../src/model/engine/speculate.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import { createEngine } from "../../compute/harness.ts";
 import { fixturePath } from "../../fixture.ts";
@@ -122,6 +122,44 @@ describe("a head that has learnt", () => {
       const { ids, finish } = await speculated(MODEL, weights, prompt, options);
       expect({ ids, finish }, JSON.stringify(options)).toEqual(await greedy(MODEL, weights, prompt, options));
     }
+  });
+
+  it("takes the engine's place, and adds up what its guesses came to", async () => {
+    const engine = new SpeculatingEngine(new Speculator(runtime, MODEL));
+    engine.adopt(weights);
+    const requests = [
+      [1, 2, 3, 4, 5],
+      [1, 2, 3],
+    ].map((prompt) => ({ prompt, samples: 1, seed: 0 }));
+    const seen: [number, number, number][] = [];
+    const completions = await engine.generate(requests, {
+      temperature: 0,
+      maxNewTokens: 20,
+      stopIds: [],
+      onToken: (...told) => seen.push(told),
+    });
+    for (const [i, { prompt }] of requests.entries()) {
+      const known = await greedy(MODEL, weights, prompt, { maxNewTokens: 20 });
+      expect(completions[i]).toEqual([known]);
+      expect(seen.filter(([request]) => request === i)).toEqual(known.ids.map((id) => [i, 0, id]));
+    }
+    const alone = await Promise.all(
+      requests.map(({ prompt }) => speculated(MODEL, weights, prompt, { maxNewTokens: 20 })),
+    );
+    for (const count of ["passes", "drafted", "accepted"] as const) {
+      expect(engine.guesses[count]).toBe(alone.reduce((sum, one) => sum + one[count], 0));
+    }
+    await engine.dispose();
+  });
+
+  it("refuses what is not greedy, or more than one of a kind, in the engine's place", async () => {
+    const engine = new SpeculatingEngine(new Speculator(runtime, MODEL));
+    engine.adopt(weights);
+    const asked = (samples: number, temperature: number) =>
+      engine.generate([{ prompt: [1], samples, seed: 0 }], { temperature, maxNewTokens: 2, stopIds: [] });
+    await expect(asked(1, 1)).rejects.toThrow(/temperature: must be 0.*got 1/);
+    await expect(asked(2, 0)).rejects.toThrow(/samples: must be 1.*got 2/);
+    await engine.dispose();
   });
 
   it("goes on with other weights once they are adopted", async () => {

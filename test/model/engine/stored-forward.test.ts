@@ -63,7 +63,9 @@ function twins(config: LlamaConfig, typeOf: (name: string) => "Q4_0" | "Q4_1" | 
       stored[name] = array;
     } else {
       const type = typeOf(name);
-      const blocks = randomBlocks(type, shape, kind === "embedding" ? 1 : 1.5 / Math.sqrt(shape[1]!), i);
+      // A tied embedding of a larger scale says what it reads, again and again, with a probability near 1.
+      const std = kind === "embedding" ? 0.25 : 1.5 / Math.sqrt(shape[1]!);
+      const blocks = randomBlocks(type, shape, std, i);
       dequantizeInto(type, blocks, array.data);
       stored[name] = nBitsOperands(name, { type, shape, blocks });
     }
@@ -106,23 +108,28 @@ const requests: GenerateRequest[] = LENGTHS.map((length, i) => {
 });
 const OPTIONS = { maxNewTokens: 20, stopIds: [] };
 
-/** Largest difference between the log-probabilities of tokens, where both chose the same up to there. */
+/**
+ * Where both chose the same up to there: how many tokens there are, how many of them both chose, and how far apart the
+ * log-probabilities of those are, at worst and on average.
+ */
 function compare(
   a: readonly (readonly { ids: number[]; logp: number[] }[])[],
   b: typeof a,
-): { readonly worst: number; readonly same: number; readonly all: number } {
-  let [worst, same, all] = [0, 0, 0];
+): { readonly worst: number; readonly mean: number; readonly same: number; readonly all: number } {
+  let [worst, sum, same, all] = [0, 0, 0, 0];
   const others = b.flat();
   for (const [i, { ids, logp }] of a.flat().entries()) {
     const other = others[i]!;
-    all += ids.length;
     for (const [t, id] of ids.entries()) {
+      all++;
       if (id !== other.ids[t]) break;
       same++;
-      worst = Math.max(worst, Math.abs(logp[t]! - other.logp[t]!));
+      const difference = Math.abs(logp[t]! - other.logp[t]!);
+      sum += difference;
+      worst = Math.max(worst, difference);
     }
   }
-  return { worst, same, all };
+  return { worst, mean: sum / same, same, all };
 }
 
 describe("an engine of stored weights", () => {
@@ -136,21 +143,21 @@ describe("an engine of stored weights", () => {
     const [a, b] = [await ours.generate(requests, OPTIONS), await twin.generate(requests, OPTIONS)];
     const { worst, same, all } = compare(a, b);
     expect(same).toBe(all);
-    // Sums of other orders; logits are near 5.
+    // Sums of other orders; log-probabilities are near −2.
     expect(worst).toBeLessThan(1e-4);
-    expect(new Set(a.flat().map(({ ids }) => ids.join())).size).toBeGreaterThanOrEqual(LENGTHS.length);
+    expect(new Set(a.flat().map(({ ids }) => ids.join())).size).toBe(a.flat().length);
   });
 
   it("says nearly the same where activations are rounded to bytes", async () => {
     const weights = twins(CONFIG, (name) => (name === EMBEDDING ? "Q8_0" : "Q4_1"));
     const { ours, twin } = pair(CONFIG, weights, { slots: 4 });
-    const options = { ...OPTIONS, maxNewTokens: 4 };
-    const [a, b] = [await ours.generate(requests, options), await twin.generate(requests, options)];
-    const { worst, same, all } = compare(a, b);
-    // A byte is off by up to 1/254 of the largest of its block: 0.2 % of what rows are like, and errors of 14 products add up.
-    expect(worst).toBeLessThan(0.1);
-    expect(worst).toBeGreaterThan(1e-6);
-    expect(same / all).toBeGreaterThan(0.8);
+    const [a, b] = [await ours.generate(requests, OPTIONS), await twin.generate(requests, OPTIONS)];
+    const { mean, same, all } = compare(a, b);
+    // A byte is off by up to 1/254 of the largest of its block: about 0.5 % of what rows are like. Errors of 14 products add
+    // up to 2 % of logits, whose spread is 2.
+    expect(mean).toBeLessThan(0.05);
+    expect(mean).toBeGreaterThan(1e-4);
+    expect(same / all).toBeGreaterThan(0.85);
   });
 
   it("is the same whatever the number of slots", async () => {

@@ -192,7 +192,10 @@ describe("pre-tokenizers", () => {
 
 describe("AddedTokenMatcher", () => {
   const shown = (tokens: [content: string, flags?: object][], text: string) =>
-    new AddedTokenMatcher(tokens.map(([content, flags], id) => ({ id, content, special: true, ...flags })))
+    new AddedTokenMatcher(
+      tokens.map(([content, flags], id) => ({ id, content, special: true, ...flags })),
+      "tokenizer.json",
+    )
       .split(text)
       .map((segment) => ("id" in segment ? segment.id : segment.text));
 

@@ -161,17 +161,43 @@ describe("byte-pair vocabularies of GGUF files", () => {
     for (const pre of ["smollm", "starcoder", "qwen2", "deepseek-r1-qwen", "deepseek-coder"]) {
       expect(words(pre, "11 a"), pre).toEqual(["1", "1", "Ġa"]);
     }
+    for (const pre of ["llama3", "falcon3", "dbrx", "glm4", "gpt-4o", "hunyuan-dense", "phi-2", "exaone4"]) {
+      expect(words(pre, "11 a"), pre).toEqual(["11", "Ġa"]);
+    }
+    for (const pre of ["tekken", "qwen35", "command-r", "exaone", "minerva-7b", "megrez"]) {
+      expect(words(pre, "11 a"), pre).toEqual(["1", "1", "Ġa"]);
+    }
     // Groups of three digits, from the left.
     expect(words("llama-bpe", "1112")).toEqual(["11", "1", "2"]);
     expect(words("gpt-2", "1112")).toEqual(["11", "12"]);
     // Qwen composes characters; others leave them.
     expect(words("qwen2", "e\u0301")).toEqual(["Ã", "©"]);
     expect(words("smollm", "e\u0301").length).toBe(3);
+    expect(words("command-r", "e\u0301")).toEqual(["Ã", "©"]);
+  });
+
+  it("begin a word at a capital after small letters, where the pre-tokenizer does", () => {
+    const merges = ["a A", "a aA", "A a"];
+    const cut = (pre: string, text: string): string[] => {
+      const vocabulary = bpe(pre, {
+        tokens: [...BYTE_CHARACTERS, "aA", "<|end|>", "aaA", "Aa"],
+        merges,
+      });
+      return tokenizerFromGguf(vocabulary)
+        .encode(text)
+        .map((id) => vocabulary.tokens[id]!);
+    };
+    // Within one word "a A" is merged first; where a capital begins another, it is with what follows it.
+    expect(cut("gpt-2", "aAa")).toEqual(["aA", "a"]);
+    for (const pre of ["tekken", "gpt-4o", "llama4"]) expect(cut(pre, "aAa"), pre).toEqual(["a", "Aa"]);
   });
 
   it("begin texts as the file says, else as models of their kind do", () => {
     expect(tokenizerFromGguf(bpe("gpt-2")).addsBos).toBe(false);
     expect(tokenizerFromGguf(bpe("llama-bpe")).addsBos).toBe(true);
+    for (const pre of ["llama3", "pixtral", "tekken"])
+      expect(tokenizerFromGguf(bpe(pre)).addsBos, pre).toBe(true);
+    for (const pre of ["dbrx", "gpt-4o"]) expect(tokenizerFromGguf(bpe(pre)).addsBos, pre).toBe(false);
     expect(tokenizerFromGguf(bpe("llama-bpe", { addBos: false })).addsBos).toBe(false);
     expect(tokenizerFromGguf(bpe("gpt-2", { addBos: true })).addsBos).toBe(true);
   });

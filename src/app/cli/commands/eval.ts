@@ -8,14 +8,13 @@ import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
 import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
 import type { EvalSummary } from "../../../learn/records/records.ts";
-import { contentKey, splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
-import { COUNTDOWN_GAMES, type CountdownGame } from "../../../learn/tasks/countdown/task.ts";
-import { puzzlePrompt } from "../../../learn/tasks/countdown/traces.ts";
+import { splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
+import { COUNTDOWN_GAMES, type CountdownGame, puzzleExample } from "../../../learn/tasks/countdown/task.ts";
 import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
 import { jsonl } from "../../../learn/tasks/jsonl.ts";
+import { asChat, asText } from "../../../learn/tasks/prompts.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
-
 import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { compact, percent } from "../../format.ts";
@@ -23,7 +22,17 @@ import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
-import { type FoundModel, findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
+import {
+  type FoundModel,
+  findModel,
+  greedyFor,
+  guessesLine,
+  guessesReport,
+  newTokensFor,
+  openModel,
+  SPECULATE_OPTION,
+  samplingFor,
+} from "../model.ts";
 import { countdownGameOf } from "../prompts.ts";
 import { openNamedTask } from "../task.ts";
 import { printable } from "../text.ts";
@@ -39,6 +48,7 @@ interface EvalOptions {
   readonly limit?: number;
   readonly seed: number;
   readonly records?: string;
+  readonly speculate?: true;
   readonly runs: string;
   readonly threads: number;
   readonly json?: true;
@@ -58,6 +68,10 @@ const PuzzleRow = z.looseObject({
 const PromptRow = z.looseObject({
   id: z.union([z.string(), z.number()]).optional(),
   prompt: z.string().min(1),
+  messages: z
+    .array(z.looseObject({ role: z.string(), content: z.unknown() }))
+    .min(1)
+    .optional(),
 });
 
 /** A row of a data file, checked. @throws FormatError naming the line and the field */
@@ -79,10 +93,11 @@ async function readExamples(
     const where = `${file}:${line}`;
     if (isCountdown) {
       const row = checked(PuzzleRow, "{numbers, target}", where, value);
-      return { id: `${row.id ?? contentKey(row)}`, prompt: puzzlePrompt(row), row };
+      return puzzleExample(row, row.id);
     }
     const row = checked(PromptRow, "{prompt, …}", where, value);
-    return { id: `${row.id ?? line}`, prompt: row.prompt, row };
+    const { id = line, prompt, messages } = row;
+    return { id: `${id}`, prompt, ...(messages === undefined ? {} : { messages }), row };
   };
   const examples: Example<unknown>[] = [];
   for await (const example of jsonl(file, toExample)) if (examples.push(example) >= limit) break;
@@ -167,7 +182,8 @@ function summaryLines(summary: EvalSummary, seconds: number, tokens: number): st
   ];
 }
 
-async function evaluateModel(name: string | undefined, options: EvalOptions, io: Context): Promise<void> {
+async function evaluateModel(name: string | undefined, asked: EvalOptions, io: Context): Promise<void> {
+  const options = asked.speculate ? greedyFor(asked) : asked;
   const found = await findModel(name, options.runs, io);
   const model = await loadStoredModel(found.folder);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
@@ -175,8 +191,9 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   // As the model was measured when it was trained, so that measuring again gives the same number.
   const { temperature, topP } = samplingFor(model, options);
   const maxNewTokens = newTokensFor(model, options.maxNewTokens ?? task.maxNewTokens);
+  const ask = found.run?.manifest.config["prompts"] === "text" ? asText : asChat(model.chatTemplate);
   const longest = examples.reduce(
-    (n, { prompt }) => Math.max(n, encodePrompt(model.tokenizer, prompt).length),
+    (n, example) => Math.max(n, encodePrompt(model.tokenizer, ask(example)).length),
     0,
   );
   const positions = longest + maxNewTokens;
@@ -185,14 +202,15 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   if (isInteractive(io.stderr, io.env)) {
     io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
   }
-  const open = await openModel(model, { threads, slots, positions });
+  const open = await openModel(model, { threads, slots, positions, speculate: options.speculate === true });
   const began = performance.now();
   let evaluation: Evaluation | undefined;
   try {
     evaluation = await interruptible({ onFirst() {} }, async (signal) => {
       try {
-        const limits = { samples, temperature, topP, maxNewTokens, seed, stopIds: model.stopIds, signal };
-        return await evaluate(open.engine, model.tokenizer, task, examples, limits);
+        const limits = { samples, temperature, topP, maxNewTokens, seed };
+        const how = { ...limits, write: ask, stopIds: model.stopIds, signal };
+        return await evaluate(open.engine, model.tokenizer, task, examples, how);
       } catch (error) {
         if (signal.aborted && error === signal.reason) return undefined;
         throw error;
@@ -205,6 +223,7 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
   const seconds = (performance.now() - began) / 1000;
   const { summary, records } = evaluation;
   const tokens = records.flat().reduce((sum, record) => sum + record.tokens, 0);
+  const guesses = open.guesses?.();
   if (options.records !== undefined) {
     const path = options.records;
     await writeFile(path, recordLines(evaluation, examples)).catch((error: unknown) => {
@@ -226,10 +245,12 @@ async function evaluateModel(name: string | undefined, options: EvalOptions, io:
       threads,
       seconds,
       tokensPerSecond: tokens / seconds,
+      ...(guesses === undefined ? {} : { speculation: guessesReport(guesses, tokens) }),
     });
     return;
   }
   const [title, ...rest] = [printable(heading), ...summaryLines(summary, seconds, tokens)];
+  if (guesses !== undefined) rest.push(`  ${"guessed".padEnd(8)} ${guessesLine(guesses, tokens)}`);
   if (trainable > 0) {
     const belong = trainable === 1 ? "belongs" : "belong";
     rest.push(`  ${trainable} of them ${belong} to the training split: the model may know the answers`);
@@ -271,6 +292,7 @@ export function register(program: Command, io: Context): void {
     )
     .option("--max-new-tokens <n>", "longest answer; as in training if left out", wholeNumber({ min: 1 }))
     .option("--seed <n>", "names the random numbers", wholeNumber(), 0)
+    .option(...SPECULATE_OPTION)
     .option("--records <file>", "also write every answer with its verdict, as JSONL")
     .option(...RUNS_OPTION)
     .addOption(threadsOption())

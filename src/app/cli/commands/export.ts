@@ -1,20 +1,25 @@
 /** `pondera export`: a model as a folder or a file that other programs load. */
 
 import { readdir, stat } from "node:fs/promises";
-import { basename, relative, resolve } from "node:path";
+import { basename, join, relative, resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError, FileError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
 import { saveModelFolder } from "../../../model/checkpoint/folder.ts";
-import type { WritableType } from "../../../model/checkpoint/gguf/quantize.ts";
+import { WRITABLE_TYPES, type WritableType } from "../../../model/checkpoint/gguf/quantize.ts";
 import { saveModelGguf } from "../../../model/checkpoint/gguf/save.ts";
 import { loadModel } from "../../../model/checkpoint/load.ts";
+import { ONNX_TYPES, saveOnnxFolder } from "../../../model/onnx/save.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, write, writeJson } from "../io.ts";
 import { type FoundModel, findModel } from "../model.ts";
 
-const FORMATS = ["hf", "gguf"] as const;
-const TYPES = ["F32", "F16", "Q8_0", "Q4_0"] as const satisfies readonly WritableType[];
+const FORMATS = ["hf", "gguf", "onnx"] as const;
+const TYPES = {
+  hf: ["F32"],
+  gguf: WRITABLE_TYPES,
+  onnx: ONNX_TYPES,
+} as const;
 
 interface ExportOptions {
   readonly format: (typeof FORMATS)[number];
@@ -25,8 +30,10 @@ interface ExportOptions {
   readonly json?: true;
 }
 
-/** Files of a model's folder: what may be written over when asked. */
+/** Files of a model's folder, and of the one of graphs in it: what may be written over when asked. */
 const MODEL_FILES = /^(?:[\w.-]*\.(?:json|safetensors|jinja|txt|model|md)|\.gitattributes)$/;
+const GRAPHS = "onnx";
+const GRAPH_FILES = /^[\w.-]*\.onnx(?:_data(?:_\d+)?)?$/;
 
 /** What lies in a folder; undefined when there is none. @throws FileError when it cannot be read, or is a file */
 async function contentOf(folder: string): Promise<readonly string[] | undefined> {
@@ -51,7 +58,10 @@ async function checkTarget(out: string, force: boolean): Promise<void> {
     });
   }
   // The whole folder is replaced, so it must hold a model and nothing else.
-  const foreign = content.find((name) => !MODEL_FILES.test(name));
+  const graphs = content.includes(GRAPHS) ? await contentOf(join(out, GRAPHS)) : [];
+  const foreign =
+    content.find((name) => !MODEL_FILES.test(name) && name !== GRAPHS) ??
+    graphs?.find((name) => !GRAPH_FILES.test(name));
   if (content.includes("config.json") && foreign === undefined) return;
   throw new FileError({
     where: out,
@@ -77,10 +87,11 @@ async function checkTargetFile(out: string, force: boolean): Promise<void> {
 
 async function exportModel(name: string | undefined, options: ExportOptions, io: Context): Promise<void> {
   const { format } = options;
-  if (options.type !== undefined && format !== "gguf") {
+  const types: readonly string[] = TYPES[format];
+  if (options.type !== undefined && !types.includes(options.type)) {
     throw new ConfigError({
       where: "--type",
-      rule: "is for --format gguf: folders are float32",
+      rule: `must be ${types.join(" or ")} for --format ${format}`,
       got: options.type,
     });
   }
@@ -90,8 +101,7 @@ async function exportModel(name: string | undefined, options: ExportOptions, io:
     throw new ConfigError({ where: "--out", rule: "must not be the model itself", got: options.out });
   }
   const force = options.force === true;
-  const lines =
-    format === "gguf" ? await toGguf(found, out, options, force) : await toFolder(found, out, force);
+  const lines = await WRITERS[format](found, out, options, force);
   const files = lines.files;
   if (options.json) return writeJson(io.stdout, { model: found.folder, format, out, files });
   await write(
@@ -106,25 +116,38 @@ interface Exported {
   readonly next: string;
 }
 
-async function toFolder(found: FoundModel, out: string, force: boolean): Promise<Exported> {
-  await checkTarget(out, force);
-  await saveModelFolder(out, await loadModel(found.folder));
-  return {
-    files: (await readdir(out)).sort(),
-    next: `In Python: transformers.AutoModelForCausalLM.from_pretrained(${JSON.stringify(out)})`,
-  };
-}
+type Writer = (found: FoundModel, out: string, options: ExportOptions, force: boolean) => Promise<Exported>;
 
-async function toGguf(
-  found: FoundModel,
-  out: string,
-  { type = "F16" }: ExportOptions,
-  force: boolean,
-): Promise<Exported> {
-  await checkTargetFile(out, force);
-  await saveModelGguf(out, await loadModel(found.folder), { type, name: found.name });
-  return { files: [basename(out)], next: `With llama.cpp: llama-cli -m ${JSON.stringify(out)}` };
-}
+const WRITERS: { readonly [F in (typeof FORMATS)[number]]: Writer } = {
+  async hf(found, out, _, force) {
+    await checkTarget(out, force);
+    await saveModelFolder(out, await loadModel(found.folder));
+    return {
+      files: (await readdir(out)).sort(),
+      next: `In Python: transformers.AutoModelForCausalLM.from_pretrained(${JSON.stringify(out)})`,
+    };
+  },
+
+  async gguf(found, out, { type = "F16" }, force) {
+    await checkTargetFile(out, force);
+    await saveModelGguf(out, await loadModel(found.folder), { type, name: found.name });
+    return { files: [basename(out)], next: `With llama.cpp: llama-cli -m ${JSON.stringify(out)}` };
+  },
+
+  async onnx(found, out, { type }, force) {
+    await checkTarget(out, force);
+    const onnxType = ONNX_TYPES.find((one) => one === type) ?? "F32";
+    await saveOnnxFolder(out, await loadModel(found.folder), { type: onnxType });
+    const files = [
+      ...(await readdir(out)),
+      ...(await readdir(join(out, GRAPHS))).map((name) => `${GRAPHS}/${name}`),
+    ];
+    return {
+      files: files.filter((name) => name !== GRAPHS).sort(),
+      next: `With transformers.js: await pipeline("text-generation", ${JSON.stringify(out)})`,
+    };
+  },
+};
 
 export function register(program: Command, io: Context): void {
   const command = program
@@ -141,12 +164,16 @@ export function register(program: Command, io: Context): void {
     .addOption(
       new Option(
         "--format <format>",
-        "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file",
+        "hf: config.json, model.safetensors and the tokenizer's files; gguf: one file; onnx: as hf, with a graph in onnx/",
       )
         .choices(FORMATS)
         .default("hf"),
     )
-    .addOption(new Option("--type <type>", "of the matrices of a GGUF file; F16 if left out").choices(TYPES))
+    .addOption(
+      new Option("--type <type>", "of the matrices: F16 if left out for gguf, F32 for onnx").choices(
+        WRITABLE_TYPES,
+      ),
+    )
     .requiredOption("--out <path>", "where to write it; must be absent, or an empty folder")
     .option(...RUNS_OPTION)
     .option("--force", "replace the model that is there")
@@ -156,5 +183,9 @@ export function register(program: Command, io: Context): void {
     ["pondera export --out ./my-model", "the newest run's model"],
     ["pondera export my-run --format hf --out ./my-model --force", "a certain run's, over what was there"],
     ["pondera export --format gguf --type Q8_0 --out ./my-model.gguf", "for llama.cpp, in 8 bits"],
+    [
+      "pondera export my-run --format onnx --out ./my-web-model",
+      "for transformers.js, in a browser or in Node",
+    ],
   ]);
 }

@@ -1,18 +1,29 @@
 /** `pondera generate`: what a model writes after a prompt. */
 
-import { text as readAll } from "node:stream/consumers";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
-import { loadStoredModel } from "../../../model/checkpoint/load.ts";
+import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
+import { turnEndIds } from "../../../model/text/conversation.ts";
 import { splitCompletion } from "../../thought.ts";
 import { type SamplingArguments, threadsOption, wholeNumber, withSampling } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
 import { type Context, colorsFor, isInteractive, write, writeJson } from "../io.ts";
-import { findModel, newTokensFor, openModel, samplingFor } from "../model.ts";
+import {
+  findModel,
+  greedyFor,
+  guessesLine,
+  guessesReport,
+  newTokensFor,
+  openModel,
+  SPECULATE_OPTION,
+  samplingFor,
+} from "../model.ts";
+import { progressOn } from "../progress.ts";
 import { completePrompt, promptsOf } from "../prompts.ts";
 import { printable } from "../text.ts";
+import { readStdin, STDIN, withoutLastBreak } from "../text-input.ts";
 
 interface GenerateOptions extends SamplingArguments {
   readonly model?: string;
@@ -22,6 +33,9 @@ interface GenerateOptions extends SamplingArguments {
   readonly seed: number;
   readonly stop: readonly string[];
   readonly raw?: true;
+  readonly chat?: true;
+  readonly system?: string;
+  readonly speculate?: true;
   readonly threads: number;
   readonly json?: true;
 }
@@ -31,21 +45,58 @@ const MOST_SLOTS = 64;
 
 /** The prompt as typed; from standard input without its last line break, which the shell or the editor put there. */
 async function readPrompt(options: GenerateOptions, io: Context): Promise<string> {
-  const prompt = options.prompt === "-" ? (await readAll(io.stdin)).replace(/\r?\n$/, "") : options.prompt;
+  const prompt = options.prompt === "-" ? withoutLastBreak(await readStdin(io)) : options.prompt;
   if (prompt !== "") return prompt;
   throw new ConfigError({
-    where: options.prompt === "-" ? "standard input" : "--prompt",
+    where: options.prompt === "-" ? STDIN : "--prompt",
     rule: "must hold a prompt",
     got: "nothing",
   });
 }
 
-async function generate(options: GenerateOptions, io: Context): Promise<void> {
+/** What a person says, as the model's template has it; a turn also ends where the template ends it. */
+function asConversation(
+  loaded: StoredModel,
+  typed: string,
+  { system }: GenerateOptions,
+  where: string,
+): { readonly model: StoredModel; readonly prompt: string } {
+  const { chatTemplate, tokenizer, stopIds } = loaded;
+  if (chatTemplate === undefined) {
+    throw new ConfigError({
+      where: "--chat",
+      rule: "needs a model with a chat template",
+      got: `${where}, which has none`,
+      remedy: "Leave it out, and the model goes on from the prompt",
+    });
+  }
+  const told = system === undefined ? [] : [{ role: "system", content: system }];
+  return {
+    model: { ...loaded, stopIds: [...new Set([...stopIds, ...turnEndIds(chatTemplate, tokenizer)])] },
+    prompt: chatTemplate.render([...told, { role: "user", content: typed }]),
+  };
+}
+
+async function generate(asked: GenerateOptions, io: Context): Promise<void> {
+  const options = asked.speculate ? greedyFor(asked) : asked;
+  if (options.system !== undefined && !options.chat) {
+    throw new ConfigError({
+      where: "--system",
+      rule: "is for conversations",
+      got: "no --chat",
+      remedy: "Add --chat",
+    });
+  }
   const found = await findModel(options.model, options.runs, io);
-  const model = await loadStoredModel(found.folder);
   const typed = await readPrompt(options, io);
-  const prompts = options.raw || found.run === undefined ? undefined : await promptsOf(found.run);
-  const prompt = completePrompt(typed, prompts);
+  const progress = progressOn(io);
+  progress.say(`loading ${printable(found.name)}…`);
+  const loaded = await loadStoredModel(found.folder).finally(() => progress.done());
+  const prompts =
+    options.raw || options.chat || found.run === undefined ? undefined : await promptsOf(found.run);
+  const { model, prompt } = options.chat
+    ? asConversation(loaded, typed, options, found.name)
+    : { model: loaded, prompt: completePrompt(typed, prompts) };
   const { samples, seed, stop, json } = options;
   const sampling = samplingFor(model, options);
   const maxNewTokens = newTokensFor(model, options.maxNewTokens);
@@ -53,8 +104,11 @@ async function generate(options: GenerateOptions, io: Context): Promise<void> {
     threads: options.threads,
     slots: Math.min(samples, MOST_SLOTS),
     positions: encodePrompt(model.tokenizer, prompt).length + maxNewTokens,
+    speculate: options.speculate === true,
   });
   const streams = samples === 1 && !json && isInteractive(io.stdout, io.env);
+  const writing = progressOn(io);
+  let written = 0;
   const began = performance.now();
   let completions: TextCompletion[];
   try {
@@ -70,24 +124,28 @@ async function generate(options: GenerateOptions, io: Context): Promise<void> {
           signal,
           ...(streams
             ? { onText: (_: number, piece: string) => io.stdout.write(printable(piece, { keepLines: true })) }
-            : {}),
+            : { onToken: () => writing.say(`${(++written).toLocaleString("en")} tokens written…`) }),
         },
       ),
     );
   } finally {
+    writing.done();
     await open.dispose();
   }
   const seconds = (performance.now() - began) / 1000;
   const tokens = completions.reduce((sum, completion) => sum + completion.tokens, 0);
+  const guesses = open.guesses?.();
   if (json) {
     await writeJson(io.stdout, {
       model: found.folder,
+      chat: options.chat === true,
       prompt,
       seed,
       sampling,
       maxNewTokens,
       seconds,
       tokensPerSecond: tokens / seconds,
+      ...(guesses === undefined ? {} : { speculation: guessesReport(guesses, tokens) }),
       samples: completions.map((completion) => ({
         ...completion,
         ...splitCompletion(prompt, completion.text),
@@ -97,9 +155,11 @@ async function generate(options: GenerateOptions, io: Context): Promise<void> {
   }
   if (streams) await write(io.stdout, "\n");
   else await write(io.stdout, describe(completions, io));
-  if (isInteractive(io.stderr, io.env)) {
+  // Asked for, the rate of right guesses is told to whoever reads; the speed only to a person.
+  if (isInteractive(io.stderr, io.env) || guesses !== undefined) {
     const speed = `${tokens} tokens, ${Math.round(tokens / seconds)} a second`;
-    io.stderr.write(`${colorsFor(io.stderr, io.env).dim(speed)}\n`);
+    const guessed = guesses === undefined ? "" : `; ${guessesLine(guesses, tokens)}`;
+    io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`${speed}${guessed}`)}\n`);
   }
 }
 
@@ -126,10 +186,14 @@ export function register(program: Command, io: Context): void {
     .summary("complete a prompt")
     .description(
       "Writes what a model says after a prompt. The same seed, prompt and threads give the same text. A prompt for a " +
-        "model of a run is ended as the run's task ends it.",
+        "model of a run is ended as the run's task ends it. Other models go on from the prompt as it is, or, with --chat, " +
+        "answer it as what a person says.",
     )
     .requiredOption("--prompt <text>", "the prompt, or - for standard input")
-    .option("--model <model>", "a model's folder, or a run's name or folder; the newest run if left out")
+    .option(
+      "--model <model>",
+      "a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under; the newest run if left out",
+    )
     .option(...RUNS_OPTION)
     .option("--samples <n>", "completions to draw", wholeNumber({ min: 1 }), 1)
     .option("--seed <n>", "names the random numbers", wholeNumber(), 0);
@@ -139,7 +203,14 @@ export function register(program: Command, io: Context): void {
         .argParser(nonEmpty)
         .default([], "only where the model ends by itself"),
     )
+    .addOption(
+      new Option("--chat", "write the prompt as the model's chat template has what a person says").conflicts(
+        "raw",
+      ),
+    )
+    .option("--system <text>", "what the model is told before, with --chat")
     .option("--raw", "take the prompt as it is")
+    .option(...SPECULATE_OPTION)
     .addOption(threadsOption())
     .option("--json", "everything as one object")
     .action((options: GenerateOptions) => generate(options, io));
@@ -149,6 +220,7 @@ export function register(program: Command, io: Context): void {
       'pondera generate --model ./my-model --prompt "Once" --temperature 0.7 --samples 3',
       "any model's folder",
     ],
+    ['pondera generate --model smollm2 --chat --prompt "Why is the sky blue?"', "a pulled model, asked"],
     ["cat prompt.txt | pondera generate --model my-run --prompt - --json", "from a pipe, to a program"],
   ]);
 }

@@ -1,6 +1,7 @@
 /** Countdown as a task: puzzles to draw, rule rewards, and what a base model reads about the game. */
 import { ConfigError, expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
+import type { ChatMessage } from "../../../model/text/chat-template.ts";
 import type { Example, Task } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
 import {
@@ -58,20 +59,31 @@ export interface CountdownOptions {
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
 const HELD_OUT_SEED = 3;
 
-const toExample = (puzzle: Puzzle): Example<Puzzle> => ({
-  id: contentKey(puzzle),
-  prompt: puzzlePrompt(puzzle),
-  row: puzzle,
-});
+/** A puzzle in words, for a model that was not brought up on the notation. */
+function asked({ numbers, target }: Puzzle): ChatMessage[] {
+  const content =
+    `Use the numbers ${numbers.join(", ")}, each at most once, with + - * / and brackets, to make ${target}. ` +
+    "Think step by step between <think> and </think>. Then write the expression alone between <answer> and </answer>, " +
+    "for example <answer>(1 + 2) * 3</answer>.";
+  return [{ role: "user", content }];
+}
+
+/** @param id  @default the puzzle's content */
+export function puzzleExample(puzzle: Puzzle, id: string | number = contentKey(puzzle)): Example<Puzzle> {
+  return { id: String(id), prompt: puzzlePrompt(puzzle), messages: asked(puzzle), row: puzzle };
+}
 
 /** Share of what a base reads that is sums apart from puzzles. */
 const DRILL_SHARE = 0.3;
 
 /**
- * Of what a cold start shows, the shares that are no solution: sums, which are else unlearned, and puzzles that have none.
- * Whoever has only read thoughts that succeed sees success where there is none.
+ * Of what a cold start shows, the shares that are no solution of a puzzle of the game: sums, which are else unlearned; and
+ * puzzles that have none, since whoever has only read thoughts that succeed sees success where there is none.
  */
 const GOOD_SHARES = { drills: 0.2, hopeless: 0.15 };
+
+/** Of the puzzles to train on, those drawn among the ones that need × or ÷, which else are few in most games. */
+const HARDER_SHARE = 0.4;
 
 /** Draws in a row that may all repeat a puzzle before a split counts as exhausted. */
 const MOST_REPEATS = 2_000;
@@ -84,7 +96,7 @@ function heldOutExamples(game: GameOptions, split: "validation" | "test", count:
   const draw = puzzleSource({ ...game, split });
   const byKey = new Map<string, Example<Puzzle>>();
   for (let i = 0, repeats = 0; byKey.size < count; i++) {
-    const example = toExample(draw(new Random(HELD_OUT_SEED, i)));
+    const example = puzzleExample(draw(new Random(HELD_OUT_SEED, i)));
     repeats = byKey.has(example.id) ? repeats + 1 : 0;
     if (repeats === 0) byKey.set(example.id, example);
     if (repeats > MOST_REPEATS) {
@@ -122,13 +134,17 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   } = options;
   expectKnown("countdown: game", name, Object.keys(COUNTDOWN_GAMES));
   const game = COUNTDOWN_GAMES[name];
-  const draw = puzzleSource(game);
+  const drawAny = puzzleSource(game);
+  const drawHarder = puzzleSource({ ...game, needs: "times-or-divide" });
+  const allHard = "needs" in game && game.needs === "times-or-divide";
+  const draw = (random: Random): Puzzle =>
+    (!allHard && random.uniform() < HARDER_SHARE ? drawHarder : drawAny)(random);
   return {
     name: "countdown",
     description: "Make the target from the numbers with + − × ÷ and brackets",
     alphabet: COUNTDOWN_ALPHABET,
     tokens: COUNTDOWN_TOKENS,
-    train: { draw: (random) => toExample(draw(random)) },
+    train: { draw: (random) => puzzleExample(draw(random)) },
     validation: heldOutExamples(game, heldOut, heldOutCount),
     rewards: countdownRewards({
       weights: { accuracy: 1, format: formatWeight },
@@ -145,8 +161,9 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
         return demonstrate(hopelessPuzzle(random, game, options.explore), options.explore);
       }
       for (;;) {
-        const { solved, ...trace } = demonstrate(draw(random), options.explore);
-        if (solved) return trace;
+        const puzzle = draw(random);
+        const { solved, ...trace } = demonstrate(puzzle, options.explore);
+        if (solved) return { ...trace, messages: asked(puzzle) };
       }
     },
     wentBack: ({ text }) => {

@@ -131,6 +131,9 @@ export function needsOf(kept: number, target: number, largest: number): string {
   return `${kept} ${target}: ${[...whole, quotient].join(" ")}`;
 }
 
+/** In brackets whatever goes around it: an answer then copies what its thought says, and needs no rules of its own. */
+const bracketed = (term: Term): Term => ({ ...term, text: `(${term.text})`, level: 0 });
+
 /** Three numbers: each is kept for last in turn. Two: tried as they are. More: two are joined, and the rest is such a game. */
 function* backward(
   { terms, target }: Game,
@@ -147,7 +150,7 @@ function* backward(
           yield { ...head, start: "", last: line };
           continue;
         }
-        const left = [...rest, term];
+        const left = [...rest, bracketed(term)];
         const next = `${line}: ${left.map(({ value }) => value).join(" ")}`;
         yield* backward({ terms: left, target }, largest, keep, next);
       }
@@ -165,7 +168,9 @@ function* backward(
     for (const { line, term } of stepsOf(a, b, largest)) {
       if (!keep()) continue;
       const joined =
-        term === undefined ? [] : stepsOf(term, kept, largest).filter((step) => step.term !== undefined);
+        term === undefined
+          ? []
+          : stepsOf(bracketed(term), kept, largest).filter((step) => step.term !== undefined);
       const finish = joined.find((step) => step.term?.value === target);
       const made = (finish ?? joined[0])?.term;
       yield {

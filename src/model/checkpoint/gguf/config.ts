@@ -26,10 +26,10 @@ const LLAMA3 = { low_freq_factor: 1, high_freq_factor: 4, original_max_position_
 /** Deepseek's YaRN, where a file does not say: llama.cpp's defaults too. */
 const YARN = { beta_fast: 32, beta_slow: 1 };
 /** Deepseek files hold a tenth of `mscale_all_dim`. */
-const LOG_MULTIPLIER_UNIT = 0.1;
+export const LOG_MULTIPLIER_UNIT = 0.1;
 /** Numbers of `expert_gating_func`. */
 const SOFTMAX = 1;
-const SIGMOID = 2;
+export const SIGMOID = 2;
 
 /** @throws FormatError when the file names none that we map */
 export function architectureOf(metadata: Metadata): GgufArchitecture {

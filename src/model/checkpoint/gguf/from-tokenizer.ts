@@ -8,19 +8,38 @@
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
-import type { TokenizerFiles } from "../../text/tokenizer-files.ts";
+import {
+  DEEPSEEK_CODER_PATTERNS,
+  DEEPSEEK_LLM_PATTERNS,
+  DEEPSEEK3_PATTERNS,
+  GPT4O_PATTERN,
+  LLAMA3_PATTERN,
+  QWEN2_PATTERN,
+  QWEN35_PATTERN,
+  TEKKEN_PATTERN,
+} from "../../text/pre-tokenizer.ts";
+import { parseTokenizerJson, type TokenizerFiles } from "../../text/tokenizer-files.ts";
 
 const SPACE = "▁";
 
-const CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)";
-const pattern = (digits: string) =>
-  `${CONTRACTIONS}|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|${digits}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`;
-/** What llama.cpp calls the rules that split text, by their regular expression. */
-const PRE_BY_PATTERN: ReadonlyMap<string, string> = new Map([
-  [pattern("\\p{N}{1,3}"), "llama-bpe"],
-  [pattern("\\p{N}"), "qwen2"],
-]);
-const PRE_OF_PLAIN_BYTES = "gpt-2";
+/** What llama.cpp calls the rules that split text, by their regular expressions one after another. */
+const PRE_BY_PATTERNS: ReadonlyMap<string, string> = new Map(
+  (
+    [
+      [[], "gpt-2"],
+      [[LLAMA3_PATTERN], "llama-bpe"],
+      [[QWEN2_PATTERN], "qwen2"],
+      [[QWEN35_PATTERN], "qwen35"],
+      [[TEKKEN_PATTERN], "tekken"],
+      [[GPT4O_PATTERN], "gpt-4o"],
+      [DEEPSEEK3_PATTERNS, "deepseek-v3"],
+      [DEEPSEEK_LLM_PATTERNS, "deepseek-llm"],
+      [DEEPSEEK_CODER_PATTERNS, "deepseek-coder"],
+    ] as const
+  ).map(([patterns, name]) => [JSON.stringify(patterns), name]),
+);
+/** GPT-2's, after digits have been set apart one by one. */
+const PRE_OF_DIGITS = "smollm";
 
 const Part = z.looseObject({ type: z.string() });
 type Part = z.infer<typeof Part>;
@@ -63,13 +82,7 @@ type Config = z.infer<typeof Config>;
 const MAX_ID = 2 ** 22;
 
 function parse<T>(path: string, text: string, schema: z.ZodType<T>): T {
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (cause) {
-    throw new FormatError({ where: path, rule: "must be JSON", got: String(cause), cause });
-  }
-  const parsed = schema.safeParse(json);
+  const parsed = schema.safeParse(parseTokenizerJson(path, text));
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0];
   throw new FormatError({
@@ -109,13 +122,19 @@ function kindOf(json: TokenizerJson): Kind | undefined {
 }
 
 function preOf(path: string, json: TokenizerJson): string {
-  const patterns = partsOf(json.pre_tokenizer).flatMap((part) => patternOf(part) ?? []);
-  const name = patterns.length === 0 ? PRE_OF_PLAIN_BYTES : PRE_BY_PATTERN.get(patterns[0]!);
-  if (name !== undefined && patterns.length <= 1) return name;
+  const parts = partsOf(json.pre_tokenizer);
+  const patterns = parts.flatMap((part) => patternOf(part) ?? []);
+  const digits = parts.find(({ type }) => type === "Digits");
+  if (digits === undefined) {
+    const name = PRE_BY_PATTERNS.get(JSON.stringify(patterns));
+    if (name !== undefined) return name;
+  } else if (patterns.length === 0 && digits["individual_digits"] === true) {
+    return PRE_OF_DIGITS;
+  }
   throw new ConfigError({
     where: `${path}: pre_tokenizer`,
     rule: "must split text by rules that llama.cpp has a name for",
-    got: JSON.stringify(patterns),
+    got: JSON.stringify(digits === undefined ? patterns : [digits, ...patterns]),
     remedy: "Give the name yourself if you know it",
   });
 }

@@ -10,7 +10,8 @@ import { architectureOf, ggufConfig } from "./config.ts";
 import { dequantizeInto } from "./dequantize.ts";
 import { Metadata } from "./metadata.ts";
 import { FREQUENCY_FACTORS, type NamedRecipe, type Recipe, tensorRecipes } from "./names.ts";
-import { type GgufFile, type GgufTensorInfo, openGguf } from "./reader.ts";
+import type { GgufFile, GgufTensorInfo } from "./reader.ts";
+import { openSplitGguf } from "./split.ts";
 import { type BlockLayout, type GgmlType, layoutOf } from "./types.ts";
 import { readVocabulary } from "./vocabulary.ts";
 
@@ -27,6 +28,8 @@ export interface GgufModel extends FloatSource {
   readonly config: Readonly<Record<string, unknown>>;
   /** Absent when the file has no tokenizer. */
   readonly vocabulary?: GgufVocabulary;
+  /** What the file says of itself, and its tensors as it stores them, by its own names. */
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   /** How a tensor is stored; undefined when it is put together from several. */
   typeOf(name: string): GgmlType | undefined;
   /**
@@ -92,6 +95,7 @@ class OpenGgufModel implements GgufModel {
   readonly file: string;
   readonly config: Readonly<Record<string, unknown>>;
   readonly vocabulary?: GgufVocabulary;
+  readonly header: Pick<GgufFile, "version" | "metadata" | "tensors">;
   readonly shapes: ReadonlyMap<string, Shape>;
   readonly #gguf: GgufFile;
   readonly #recipes: ReadonlyMap<string, NamedRecipe>;
@@ -106,6 +110,7 @@ class OpenGgufModel implements GgufModel {
     this.config = config;
     if (vocabulary !== undefined) this.vocabulary = vocabulary;
     this.#gguf = gguf;
+    this.header = gguf;
     this.#recipes = recipes;
     this.shapes = new Map([...recipes].map(([name, { shape }]) => [name, shape]));
   }
@@ -239,18 +244,16 @@ async function frequencyFactors(gguf: GgufFile): Promise<Float32Array | undefine
 }
 
 /**
- * Opens a model; tensors are read when asked for.
+ * Opens a model, in one file or several; tensors are read when asked for.
+ * @param file the first, where there are several
  * @throws FileError when the file cannot be read; FormatError naming what breaks the format, or has no counterpart in a
  *   Hugging Face model
  */
 export async function openGgufModel(file: string): Promise<GgufModel> {
-  const gguf = await openGguf(file);
+  const gguf = await openSplitGguf(file);
   try {
     const metadata = new Metadata(gguf);
     const architecture = architectureOf(metadata);
-    if (metadata.count("split.count", 1) > 1) {
-      metadata.fail("split.count", "must be 1 or absent: join the parts with llama-gguf-split --merge first");
-    }
     const vocabulary = readVocabulary(metadata);
     const config = ggufConfig(metadata, {
       tensors: gguf.tensors,

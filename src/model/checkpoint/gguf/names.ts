@@ -184,22 +184,42 @@ const inverted = (names: Readonly<Record<string, string>>): ReadonlyMap<string, 
   new Map(Object.entries(names).map(([from, to]) => [to, from]));
 
 const TOP_INVERTED = inverted(TOP);
-const BLOCK_INVERTED = inverted(BLOCK.qwen2);
+const BLOCK_INVERTED: { readonly [A in GgufArchitecture]: ReadonlyMap<string, string> } = {
+  llama: inverted(BLOCK.llama),
+  qwen2: inverted(BLOCK.qwen2),
+  deepseek2: inverted(BLOCK.deepseek2),
+};
+const STACKS_INVERTED = inverted(STACKS);
+
+/** Where a tensor goes in a file. */
+export type Place =
+  /** A tensor of its own; `part` is its name within its block. */
+  | { readonly kind: "whole"; readonly name: string; readonly part?: string }
+  /** One matrix of a stack. */
+  | { readonly kind: "expert"; readonly name: string; readonly index: number }
+  /** Two tensors: each head's keys, transposed, and its values. */
+  | { readonly kind: "keysValues"; readonly keys: string; readonly values: string };
 
 /**
- * What a tensor of a llama or qwen2 model is called in a GGUF file, and whose heads its rows are.
+ * Where a tensor of a model, by its Hugging Face name, goes in a GGUF file: {@link tensorRecipes}, the other way.
  * @returns undefined for a tensor that such a model has not
  */
-export function ggufNameOf(
-  name: string,
-): { readonly name: string; readonly part?: "attn_q" | "attn_k" } | undefined {
+export function ggufPlaceOf(architecture: GgufArchitecture, name: string): Place | undefined {
   const top = TOP_INVERTED.get(name);
-  if (top !== undefined) return { name: top };
-  const [, layer, module, suffix] = /^model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)$/.exec(name) ?? [];
-  const part = module === undefined ? undefined : BLOCK_INVERTED.get(module);
-  if (part === undefined) return undefined;
-  return {
-    name: `blk.${layer}.${part}.${suffix}`,
-    ...(part === "attn_q" || part === "attn_k" ? { part } : {}),
-  };
+  if (top !== undefined) return { kind: "whole", name: top };
+  const [, layer, module] = /^model\.layers\.(\d+)\.(.+)$/.exec(name) ?? [];
+  if (layer === undefined || module === undefined) return undefined;
+  const at = `blk.${layer}`;
+  if (architecture === "deepseek2") {
+    if (module === ROUTER_BIAS.to) return { kind: "whole", name: `${at}.${ROUTER_BIAS.from}` };
+    if (module === `${LATENT.attn_kv_b}.weight`) {
+      return { kind: "keysValues", keys: `${at}.attn_k_b.weight`, values: `${at}.attn_v_b.weight` };
+    }
+    const [, index, matrix] = /^mlp\.experts\.(\d+)\.([a-z_]+)\.weight$/.exec(module) ?? [];
+    const stack = matrix === undefined ? undefined : STACKS_INVERTED.get(matrix);
+    if (stack !== undefined) return { kind: "expert", name: `${at}.${stack}.weight`, index: Number(index) };
+  }
+  const [, plain, suffix] = /^([a-z_.]+)\.(weight|bias)$/.exec(module) ?? [];
+  const part = plain === undefined ? undefined : BLOCK_INVERTED[architecture].get(plain);
+  return part === undefined ? undefined : { kind: "whole", name: `${at}.${part}.${suffix}`, part };
 }

@@ -20,8 +20,8 @@ export interface WritableTensor {
   readonly type: GgmlType;
   /** Row-major, slowest axis first. */
   readonly shape: Shape;
-  /** Makes the blocks when it is their turn, so that one tensor at a time is in memory. */
-  readonly blocks: () => Uint8Array;
+  /** Makes the blocks when it is their turn, in one piece or several, so that one tensor at a time is in memory. */
+  readonly blocks: () => Iterable<Uint8Array>;
 }
 
 const ALIGNMENT = 32;
@@ -120,10 +120,13 @@ export async function writeGguf(
   function* parts(): Generator<Uint8Array> {
     yield* header.parts;
     for (const tensor of tensors.values()) {
-      const blocks = tensor.blocks();
-      invariant(blocks.byteLength === bytesOf(tensor), "blocks fill their tensor");
-      yield blocks;
-      yield new Uint8Array(padding(blocks.byteLength));
+      let bytes = 0;
+      for (const blocks of tensor.blocks()) {
+        bytes += blocks.byteLength;
+        yield blocks;
+      }
+      invariant(bytes === bytesOf(tensor), "blocks fill their tensor");
+      yield new Uint8Array(padding(bytes));
     }
   }
   await writeFileAtomic(file, parts());

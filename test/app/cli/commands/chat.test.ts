@@ -1,4 +1,5 @@
 import { EventEmitter } from "node:events";
+import { writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { PassThrough, Readable } from "node:stream";
 import { fileURLToPath } from "node:url";
@@ -129,6 +130,74 @@ describe("pondera chat, from a pipe", () => {
       .map((answer) => answer.split("\n").filter((line) => /^ {2}(?![✗(])/.test(line)));
     expect(plain[0]).not.toEqual(plain[1]);
     expect(plain[2]!.slice(0, plain[0]!.length)).toEqual(plain[0]);
+  });
+});
+
+describe("pondera chat, with a model that has a chat template", () => {
+  const TEMPLATE =
+    "{% for m in messages %}{% if m.role == 'assistant' %}={{ m.content }}/{% else %}{{ m.content }}{% endif %}{% endfor %}" +
+    "{% if add_generation_prompt %}={% endif %}";
+  let folder: string;
+  beforeEach(async () => {
+    folder = join(root, "talker");
+    await saveModelFolder(folder, parrot("=<think>✓</think>42"));
+    await writeFile(join(folder, "chat_template.jinja"), TEMPLATE);
+  });
+  const talk = (lines: readonly string[], ...more: string[]) =>
+    pondera(["chat", folder, "--threads", "1", ...more], {
+      input: lines.map((line) => `${line}\n`).join(""),
+    });
+
+  it("remembers what was said, but for the thoughts, and leaves out the oldest when it no longer fits", async () => {
+    const { code, out, err } = await talk(["6", "1", "8", "9"], "--context", "16", "--max-new-tokens", "6");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    const answer = "  │ ✓\n  42\n";
+    // Prompts of the turns: 6= of 3 tokens, 6=42/1= of 8, 6=42/1=42/8= of 13, which is more than 16 − 6.
+    expect(out).toBe(
+      `> 6\n${answer}> 1\n${answer}> 8\n  (the oldest 2 messages no longer fit and are left out: --context is 16)\n${answer}` +
+        `> 9\n  (the oldest 2 messages no longer fit and are left out: --context is 16)\n${answer}`,
+    );
+  });
+
+  it("forgets, and takes what the system says", async () => {
+    const small = ["--context", "14", "--max-new-tokens", "6"];
+    const left = /left out/;
+    expect((await talk(["6", "1", "8"], ...small)).out).toMatch(left);
+    expect((await talk(["6", "/clear", "1", "/clear", "8"], ...small)).out).not.toMatch(left);
+    const { out } = await talk(["/system 12", "6", "/system", "/help"], "--system", "1");
+    expect(out).toContain("  system: 12\n");
+    expect(out).toContain("  no system message\n");
+    expect(out).toContain("  /clear           forget what was said\n");
+    expect(out).not.toContain("/new");
+  });
+
+  it("goes on after a line that the model cannot read, as if it had not been said", async () => {
+    const { code, out } = await talk(["×", "6"]);
+    expect(code).toBe(0);
+    expect(out).toMatch(/^> ×\n {2}text to encode.*got "×"/);
+    expect(out).toContain("> 6\n  │ ✓\n  42\n");
+  });
+
+  it("goes on from every line without the template", async () => {
+    expect((await talk(["6="], "--no-template")).out).toBe("> 6=\n  │ ✓\n  42\n");
+  });
+
+  it("greets with what it remembers", async () => {
+    const terminal = sitAt(["chat", folder, "--threads", "1"]);
+    await terminal.see("It reads the conversation so far, up to 48 tokens.");
+    await terminal.see("> ");
+    terminal.type("6\r");
+    await terminal.see("  42");
+    await terminal.see("> ");
+    terminal.type("\u0004");
+    expect(await terminal.ended).toBe(0);
+  });
+
+  it("needs a template for a system message", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const { code, err } = await pondera(argv("--system", "x"));
+    expect(code).toBe(2);
+    expect(err).toMatch(/--system: needs a model with a chat template/);
   });
 });
 

@@ -6,7 +6,7 @@ import { beforeEach, describe, expect, it } from "vitest";
 import { splitOf } from "../../../../src/learn/tasks/countdown/puzzle.ts";
 import { saveModelFolder } from "../../../../src/model/checkpoint/folder.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
-import { babbler, parrot } from "../../../model/tiny-model.ts";
+import { babbler, guesser, parrot } from "../../../model/tiny-model.ts";
 import { pondera } from "../harness.ts";
 import { makeRun } from "../tiny-run.ts";
 
@@ -60,6 +60,23 @@ describe("pondera eval", () => {
     expect(report.interval[1]).toBeCloseTo(0.85, 2);
     expect(report.trainable).toBe(puzzles.filter((puzzle) => splitOf(puzzle) === "train").length);
     expect(report).not.toHaveProperty("game");
+  });
+
+  it("measures the same while it guesses ahead, and tells how often it was right", async () => {
+    await makeRun({ root, name: "one", model: guesser() });
+    const measured = async (...argv: string[]) =>
+      (await evaluate("--data", await data(puzzles), "--max-new-tokens", "12", ...argv)).out;
+    const plain = JSON.parse(await measured("--temperature", "0", "--json"));
+    const guessed = JSON.parse(await measured("--speculate", "--json"));
+    for (const field of ["pass1", "count", "meanLength", "temperature"]) {
+      expect(guessed[field]).toEqual(plain[field]);
+    }
+    const { drafted, accepted, acceptance } = guessed.speculation;
+    expect(acceptance).toBe(accepted / drafted);
+    expect(await measured("--speculate")).toMatch(
+      /\n {2}guessed {2}\d+\.\d % of \d+ guesses were right, \d\.\d\d tokens a pass\n/,
+    );
+    expect((await evaluate("--speculate", "--samples", "2")).err).toMatch(/--samples: must be 1 with/);
   });
 
   it("says it in words", async () => {

@@ -2,6 +2,7 @@ import { mkdir, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { loadModelFolder, saveModelFolder } from "../../../../src/model/checkpoint/folder.ts";
+import { saveModelGguf } from "../../../../src/model/checkpoint/gguf/save.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
 import { babbler, parrot } from "../../../model/tiny-model.ts";
 import { pondera } from "../harness.ts";
@@ -76,11 +77,43 @@ describe("pondera export", () => {
     expect(folder.err).toMatch(/must be absent; got a folder/);
   });
 
+  it("writes a folder with an ONNX graph, and replaces such a folder when told to", async () => {
+    await makeRun({ root, name: "one", model: parrot("12+3=45") });
+    const { code, out: text } = await exported("--format", "onnx");
+    expect(code).toBe(0);
+    expect(text).toContain("  onnx/model.onnx\n");
+    expect(text).toContain('pipeline("text-generation", ');
+    const names = [...FILES.filter((name) => name !== "model.safetensors"), "onnx"].sort();
+    expect((await readdir(out)).sort()).toEqual(names);
+    const half = await exported("--format", "onnx", "--type", "F16", "--force", "--json");
+    expect(JSON.parse(half.out).files).toContain("onnx/model_fp16.onnx");
+    expect(await readdir(join(out, "onnx"))).toEqual(["model_fp16.onnx"]);
+    await writeFile(join(out, "onnx", "notes.txt"), "mine");
+    expect((await exported("--force")).err).toMatch(/got a folder that also holds notes\.txt/);
+  });
+
+  it("keeps the chat template of a GGUF file", async () => {
+    const file = join(root, "x.gguf");
+    const { config, tensors, tokenizer } = model;
+    await saveModelGguf(
+      file,
+      { config, tensors, tokenizer, extra: {}, chatTemplate: { source: "{{ x }}" } },
+      { type: "F32" },
+    );
+    for (const format of ["hf", "onnx"]) {
+      expect((await exported(file, "--format", format, "--force")).code).toBe(0);
+      const saved = JSON.parse(await readFile(join(out, "tokenizer_config.json"), "utf8"));
+      expect(saved.chat_template, format).toBe("{{ x }}");
+    }
+  });
+
   it("asks for a type only where there is a choice", async () => {
     await makeRun({ root, name: "one", model });
     const { code, err } = await exported("--type", "Q8_0");
     expect(code).not.toBe(0);
-    expect(err).toMatch(/--type: is for --format gguf/);
+    expect(err).toMatch(/--type: must be F32 for --format hf; got Q8_0/);
+    const onnx = await exported("--format", "onnx", "--type", "Q4_0");
+    expect(onnx.err).toMatch(/--type: must be F32 or F16 for --format onnx; got Q4_0/);
   });
 
   it("fills an empty folder, and replaces a model only when told to", async () => {
@@ -127,6 +160,6 @@ describe("pondera export", () => {
   it("offers no other format", async () => {
     const { code, err } = await exported("--format", "onyx");
     expect(code).toBe(2);
-    expect(err).toContain("Allowed choices are hf, gguf");
+    expect(err).toContain("Allowed choices are hf, gguf, onnx");
   });
 });

@@ -1,9 +1,9 @@
-import { mkdir } from "node:fs/promises";
+import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
 import { saveModelFolder } from "../../../../src/model/checkpoint/folder.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
-import { babbler, parrot } from "../../../model/tiny-model.ts";
+import { babbler, guesser, parrot } from "../../../model/tiny-model.ts";
 import { pondera } from "../harness.ts";
 import { sitAt } from "../terminal.ts";
 import { makeRun } from "../tiny-run.ts";
@@ -79,6 +79,77 @@ describe("pondera generate", () => {
     expect(await draw("--top-k", "1", "--seed", "9")).toBe(greedy);
   });
 
+  it("asks a model with a chat template as a person would, and stops where the template ends a turn", async () => {
+    const folder = join(root, "talker");
+    // The prompt ends in "=", and after the answer the template closes the turn with a token that is not the model's end.
+    await saveModelFolder(folder, parrot("=42<pad>"));
+    const template =
+      "{% for m in messages %}{% if m.role == 'system' %}({{ m.content }}){% else %}{{ m.content }}<pad>{% endif %}{% endfor %}" +
+      "{% if add_generation_prompt %}={% endif %}";
+    await writeFile(join(folder, "chat_template.jinja"), template);
+    const asked = async (...argv: string[]) =>
+      generate(["--model", folder, "--chat", "--prompt", "6*7", "--temperature", "0", ...argv]);
+    expect(await asked()).toEqual({ code: 0, out: "42\n", err: "" });
+    const said = JSON.parse((await asked("--system", "1", "--json")).out);
+    expect(said).toMatchObject({ chat: true, prompt: "(1)6*7<pad>=" });
+    expect(said.samples).toEqual([{ text: "42", thought: "", answer: "42", tokens: 3, finish: "stop" }]);
+    // Without it the model goes on, past the mark, to its own end.
+    const plain = await generate(["--model", folder, "--prompt", "6=", "--temperature", "0", "--json"]);
+    expect(JSON.parse(plain.out)).toMatchObject({ chat: false, prompt: "6=", samples: [{ tokens: 4 }] });
+  });
+
+  it("tells the thought from the answer where the template opens it", async () => {
+    const folder = join(root, "thinker");
+    await saveModelFolder(folder, parrot("<think>✓</think>42"));
+    await writeFile(join(folder, "chat_template.jinja"), "{{ messages[0].content }}<think>");
+    const { out } = await generate(["--model", folder, "--chat", "--prompt", "1", "--json"]);
+    expect(JSON.parse(out).samples[0]).toMatchObject({ text: "✓</think>42", thought: "✓", answer: "42" });
+  });
+
+  it("writes the same greedy text while it guesses ahead, and tells how often it was right", async () => {
+    const folder = join(root, "guesser");
+    await saveModelFolder(folder, guesser());
+    const prompted = (...argv: string[]) => generate(["--model", folder, "--prompt", "12+3", ...argv]);
+    const plain = await prompted("--temperature", "0");
+    const guessed = await prompted("--speculate");
+    expect(guessed).toMatchObject({ code: 0, out: plain.out });
+    expect(guessed.err).toMatch(
+      /^\d+ tokens, \d+ a second; \d+\.\d % of \d+ guesses were right, \d\.\d\d tokens a pass\n$/,
+    );
+    const said = JSON.parse((await prompted("--speculate", "--json")).out);
+    const { passes, drafted, accepted, acceptance, tokensPerPass } = said.speculation;
+    expect(said.sampling.temperature).toBe(0);
+    expect(acceptance).toBe(accepted / drafted);
+    expect(tokensPerPass).toBe(said.samples[0].tokens / passes);
+    expect(drafted).toBeGreaterThan(0);
+    expect(accepted).toBeLessThanOrEqual(drafted);
+    // It stops before a text as it does without guessing.
+    const stop = plain.out.trimEnd().slice(3, 5);
+    const stopped = await prompted("--speculate", "--stop", stop);
+    expect(stopped.out).toBe((await prompted("--temperature", "0", "--stop", stop)).out);
+  });
+
+  it("says what guessing ahead needs", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const fails = async (...argv: string[]) =>
+      (await generate(["--prompt", "1", "--speculate", ...argv])).err;
+    expect(await fails()).toMatch(
+      /--speculate: needs a model that also predicts the token after next.*got a llama that does not/,
+    );
+    expect(await fails("--temperature", "0.5")).toMatch(
+      /--temperature: must be 0 with --speculate.*got 0\.5/,
+    );
+    expect(await fails("--samples", "2")).toMatch(/--samples: must be 1 with --speculate.*got 2/);
+  });
+
+  it("says what a conversation needs", async () => {
+    await makeRun({ root, name: "one", model: solver });
+    const fails = async (...argv: string[]) => (await generate(["--prompt", "1", ...argv])).err;
+    expect(await fails("--chat")).toMatch(/--chat: needs a model with a chat template; got one, which has/);
+    expect(await fails("--system", "x")).toMatch(/--system: is for conversations; got no --chat/);
+    expect(await fails("--chat", "--raw")).toMatch(/--chat.*cannot be used with.*--raw/);
+  });
+
   it("samples as the model's generation config says, unless told otherwise", async () => {
     const folder = join(root, "elsewhere");
     await saveModelFolder(folder, { ...babbler(), generationConfig: { temperature: 0.5, top_p: 0.9 } });
@@ -123,7 +194,7 @@ describe("pondera generate", () => {
     expect(await fails(["--prompt", "1"])).toMatch(/must hold a run; got none/);
     await makeRun({ root, name: "unfinished" });
     expect(await fails(["--prompt", "1"])).toMatch(
-      /must have finished.*got a run that is stopped.*--resume unfinished/,
+      /must have finished.*got a run that is stopped.*--resume \S+\/unfinished/,
     );
     expect(await fails(["--model", "unfinishd", "--prompt", "1"])).toContain('Did you mean "unfinished"?');
     const empty = join(root, "empty");

@@ -1,10 +1,16 @@
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { parameterCount } from "../../../../src/model/arch/models.ts";
+import { saveModelGguf } from "../../../../src/model/checkpoint/gguf/save.ts";
+import { ModelStore } from "../../../../src/model/store/store.ts";
 import { fixturePath } from "../../../fixture.ts";
 import { DEEPSEEK_V3_JSON } from "../../../model/models.ts";
+import { put } from "../../../model/store/contents.ts";
+import { babbler } from "../../../model/tiny-model.ts";
 import { pondera } from "../harness.ts";
+import { makeRun } from "../tiny-run.ts";
 
 let folder: string;
 beforeEach(async () => {
@@ -34,6 +40,52 @@ describe("pondera inspect", () => {
     expect(out).toContain("experts");
     expect(out).toContain("0-7 (8)");
     expect(out).toMatch(/float32 .*yes, with 128 tokens/);
+  });
+
+  it("counts a GGUF file's weights in its own block formats, and reads none of them", async () => {
+    const file = join(folder, "tiny.gguf");
+    const model = babbler();
+    await saveModelGguf(file, { ...model, extra: {} }, { type: "Q8_0", name: "tiny" });
+    const whole = await readFile(file);
+    const said = JSON.parse((await pondera(["inspect", file, "--json"])).out);
+    expect(said).toMatchObject({ path: file, architecture: "llama", gguf: { name: "tiny", version: 3 } });
+    expect(said.parameters.total).toBe(parameterCount(model.config));
+    expect(said.gguf.vocabulary).toEqual({
+      model: "llama",
+      tokens: model.tokenizer.vocabSize,
+      chatTemplate: false,
+    });
+    const stored = said.gguf.stored as { type: string; weights: number; bytes: number }[];
+    const q8 = stored.find(({ type }) => type === "Q8_0")!;
+    expect(q8.bytes).toBe((q8.weights / 32) * 34);
+    // Vectors are F32, and matrices whose rows are no whole blocks of 32 F16: the feed-forward is 8 wide.
+    expect(stored.map(({ type }) => type).sort()).toEqual(["F16", "F32", "Q8_0"]);
+    expect(stored.reduce((total, { weights }) => total + weights, 0)).toBe(said.parameters.total);
+    expect(said.machine.fits[0]).toMatchObject({ precision: "stored", bytes: said.gguf.bytes, fits: true });
+    // All of the weights spoilt: nothing notices.
+    const start = whole.length - said.gguf.bytes;
+    await writeFile(file, Buffer.concat([whole.subarray(0, start), Buffer.alloc(said.gguf.bytes, 0xff)]));
+    expect(JSON.parse((await pondera(["inspect", file, "--json"])).out).parameters).toEqual(said.parameters);
+  });
+
+  it("shows a person a GGUF file, and a pulled model by its name", async () => {
+    const store = new ModelStore(join(folder, "store"));
+    await put(store, "a/b:v2", { "model.gguf": await readFile(fixturePath("gguf/deepseek-whole.gguf")) });
+    const { code, out, err } = await pondera(["inspect", "a/b:v2"], { env: { PONDERA_HOME: store.root } });
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(out).toMatch(/^deepseek_v3: [\d,]+ weights\n/);
+    expect(out).toMatch(/\nGGUF version 3.*\n\nstored as +tensors +weights +take +bits each\n/);
+    expect(out).toMatch(/\nall +\d+ +[\d.]+k? +[\d.]+ kB +\d+\.\d\d\n/);
+    expect(out).toMatch(/\nstored +[\d.]+ kB +yes, with /);
+  });
+
+  it("inspects a run's model", async () => {
+    await makeRun({ root: folder, name: "one", model: babbler() });
+    const { out } = await pondera(["inspect", "one", "--runs", folder, "--json"]);
+    expect(JSON.parse(out)).toMatchObject({
+      architecture: "llama",
+      path: join(folder, "one/model/config.json"),
+    });
   });
 
   it("says what is missing", async () => {

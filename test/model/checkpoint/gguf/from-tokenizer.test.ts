@@ -5,6 +5,12 @@ import { describe, expect, it } from "vitest";
 import { ConfigError, FormatError } from "../../../../src/base/errors.ts";
 import { vocabularyFromTokenizer } from "../../../../src/model/checkpoint/gguf/from-tokenizer.ts";
 import {
+  DEEPSEEK_CODER_PATTERNS,
+  DEEPSEEK3_PATTERNS,
+  GPT4O_PATTERN,
+  TEKKEN_PATTERN,
+} from "../../../../src/model/text/pre-tokenizer.ts";
+import {
   readTokenizerFiles,
   type TokenizerFiles,
   tokenizerPaths,
@@ -107,11 +113,21 @@ describe("vocabularyFromTokenizer", () => {
     });
   });
 
-  const split = (Regex: string) => ({
+  const split = (...patterns: readonly string[]) => ({
     decoder: { type: "ByteLevel" },
     pre_tokenizer: {
       type: "Sequence",
-      pretokenizers: [{ type: "Split", pattern: { Regex } }, { type: "ByteLevel" }],
+      pretokenizers: [
+        ...patterns.map((Regex) => ({ type: "Split", pattern: { Regex } })),
+        { type: "ByteLevel" },
+      ],
+    },
+  });
+  const digits = (individual_digits: boolean) => ({
+    decoder: { type: "ByteLevel" },
+    pre_tokenizer: {
+      type: "Sequence",
+      pretokenizers: [{ type: "Digits", individual_digits }, { type: "ByteLevel" }],
     },
   });
   const qwen2 =
@@ -121,6 +137,11 @@ describe("vocabularyFromTokenizer", () => {
     ["qwen2", split(qwen2)],
     ["llama-bpe", split(qwen2.replace("|\\p{N}|", "|\\p{N}{1,3}|"))],
     ["gpt-2", { decoder: { type: "ByteLevel" }, pre_tokenizer: { type: "ByteLevel" } }],
+    ["smollm", digits(true)],
+    ["tekken", split(TEKKEN_PATTERN)],
+    ["gpt-4o", split(GPT4O_PATTERN)],
+    ["deepseek-v3", split(...DEEPSEEK3_PATTERNS)],
+    ["deepseek-coder", split(...DEEPSEEK_CODER_PATTERNS)],
   ])("knows the rules of %s", (pre, parts) => {
     expect(vocabularyFromTokenizer(bpe(parts), PATHS).pre).toBe(pre);
   });
@@ -131,6 +152,9 @@ describe("vocabularyFromTokenizer", () => {
     expect(from(bpe(split("x+")))).toThrow(
       /pre_tokenizer: must split text by rules that llama.cpp has a name for; got \["x\+"\]/,
     );
+    // Some of the patterns of a name are not that name, nor are runs of digits single ones.
+    expect(from(bpe(split(...DEEPSEEK3_PATTERNS.slice(0, 2))))).toThrow(/pre_tokenizer: must split text/);
+    expect(from(bpe(digits(false)))).toThrow(/pre_tokenizer: must split text.*Digits/);
     expect(from(bpe({}, { byte_fallback: false }))).toThrow(
       /must encode bytes, fall back to bytes, or have no merges/,
     );
@@ -149,7 +173,8 @@ const deepseek = fileURLToPath(new URL("../../../../../shared/data/tokenizer-dee
 describe.skipIf(!existsSync(join(deepseek, "tokenizer.json")))("a published tokenizer", () => {
   it("of Deepseek-V3 is taken whole", async () => {
     const files = { ...(await readTokenizerFiles(deepseek)) };
-    const vocabulary = vocabularyFromTokenizer(files, tokenizerPaths(deepseek), "deepseek-v3");
+    const vocabulary = vocabularyFromTokenizer(files, tokenizerPaths(deepseek));
+    expect(vocabulary.pre).toBe("deepseek-v3");
     expect(vocabulary.tokens[vocabulary.bosId!]).toBe("<｜begin▁of▁sentence｜>");
     expect(vocabulary.merges!.length).toBeGreaterThan(100_000);
   });

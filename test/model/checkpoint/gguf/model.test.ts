@@ -235,7 +235,11 @@ describe("a model whose metadata does not fit", () => {
       /general.architecture: must be one of llama, qwen2, deepseek2; got "gptj"/,
     ],
     ["none", { without: "general.architecture" }, /general.architecture: must be text; got nothing/],
-    ["a part of a model", { keys: [["split.count", "u32", 3]] }, /split.count: .*--merge first; got 3/],
+    [
+      "a part of a model",
+      { keys: [["split.count", "u32", 3]] },
+      /one of 3 files must be called NAME-0000N-of-00003/,
+    ],
     [
       "a size missing",
       { without: "llama.block_count" },

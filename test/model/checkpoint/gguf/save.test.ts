@@ -4,17 +4,19 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ConfigError, FormatError, NumericError } from "../../../../src/base/errors.ts";
 import { f32, type HostArray } from "../../../../src/compute/tensor/host.ts";
+import type { DeepseekV3Config } from "../../../../src/model/arch/deepseek-v3.ts";
 import { initializeLlama, type LlamaConfig } from "../../../../src/model/arch/llama.ts";
-import { modelConfigJson, parseModelConfig } from "../../../../src/model/arch/models.ts";
+import { initializeModel, modelConfigJson, parseModelConfig } from "../../../../src/model/arch/models.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
 import { openGgufModel } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { quantize, type WritableType } from "../../../../src/model/checkpoint/gguf/quantize.ts";
+import { type GgufFile, openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
 import { saveGguf } from "../../../../src/model/checkpoint/gguf/save.ts";
 import { layoutOf } from "../../../../src/model/checkpoint/gguf/types.ts";
 import { loadModel } from "../../../../src/model/checkpoint/load.ts";
 import type { GgufVocabulary } from "../../../../src/model/text/gguf.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
-import { readFixture } from "../../../fixture.ts";
+import { fixturePath, readFixture } from "../../../fixture.ts";
 
 const floats = (hex: string) => new Float32Array(new Uint8Array(Buffer.from(hex, "hex")).buffer);
 
@@ -160,6 +162,110 @@ describe("saveGguf", () => {
     expect(await qwen2.readF32("model.layers.0.self_attn.q_proj.bias")).toEqual(bias);
   });
 
+  const DEEPSEEK: DeepseekV3Config = {
+    modelType: "deepseek_v3",
+    vocabSize: 40,
+    hiddenSize: 32,
+    intermediateSize: 48,
+    expertSize: 24,
+    layers: 2,
+    denseLayers: 1,
+    heads: 4,
+    queryRank: 16,
+    kvRank: 8,
+    nopeHeadDim: 12,
+    ropeHeadDim: 8,
+    valueHeadDim: 10,
+    routedExperts: 6,
+    sharedExperts: 1,
+    expertsPerToken: 2,
+    expertGroups: 2,
+    groupsPerToken: 1,
+    normalizeExperts: true,
+    expertScale: 2.5,
+    draftLayers: 0,
+    rmsNormEpsilon: 1e-6,
+    ropeTheta: 10_000,
+    ropeScaling: {
+      type: "yarn",
+      factor: 40,
+      betaFast: 32,
+      betaSlow: 1,
+      originalPositions: 4096,
+      mscale: 1,
+    },
+    maxPositions: 256,
+    tieEmbeddings: false,
+  };
+  const { queryRank: _rank, ropeScaling: _scaling, ...plain } = DEEPSEEK;
+
+  it.each([
+    ["with ranks, groups and YaRN", DEEPSEEK],
+    ["without", { ...plain, sharedExperts: 0, expertGroups: 1, groupsPerToken: 1, normalizeExperts: false }],
+  ])("is read back where it has experts and latent attention, %s", async (_, config) => {
+    const tensors = initializeModel(config, 2);
+    // Biases of gates, which begin at zero.
+    for (const [name, { data }] of Object.entries(tensors))
+      if (name.endsWith("e_score_correction_bias")) for (const i of data.keys()) data[i] = i + 0.5;
+    const json = modelConfigJson({ config, extra: {} });
+    const file = await save("F32", { config: json, tensors });
+    await using model = await openGgufModel(file);
+    expect(model.config["model_type"]).toBe("deepseek_v3");
+    expect(parseModelConfig(file, model.config).config).toEqual(config);
+    expect([...model.shapes.keys()].sort()).toEqual(Object.keys(tensors).sort());
+    for (const [name, tensor] of Object.entries(tensors))
+      expect(await model.readF32(name), name).toEqual(tensor);
+    await using small = await openGgufModel(await save("Q8_0", { config: json, tensors }));
+    expect(small.typeOf("model.layers.1.mlp.experts.3.up_proj.weight")).toBe("Q8_0");
+    // The choice of experts is not rounded.
+    expect(small.typeOf("model.layers.1.mlp.gate.weight")).toBe("F32");
+    expect(small.typeOf("model.layers.1.mlp.gate.e_score_correction_bias")).toBe("F32");
+  });
+
+  it("names tensors and keys of a model with experts as llama.cpp's converter does", async () => {
+    const config = modelConfigJson({ config: DEEPSEEK, extra: {} });
+    await using gguf = await openGguf(await save("F32", { config, tensors: initializeModel(DEEPSEEK, 2) }));
+    await using reference = await openGguf(fixturePath("gguf/deepseek-split.gguf"));
+    expect([...gguf.tensors.keys()].sort()).toEqual([...reference.tensors.keys()].sort());
+    const keys = (file: GgufFile) => [...file.metadata.keys()].filter((key) => key.startsWith("deepseek2."));
+    // The reference leaves out YaRN's two turns, which are llama.cpp's defaults.
+    expect(
+      keys(gguf)
+        .filter((key) => !key.includes("yarn_beta"))
+        .sort(),
+    ).toEqual(keys(reference).sort());
+    expect(gguf.metadata.get("deepseek2.attention.head_count_kv")).toBe(1);
+  });
+
+  it("leaves out the head for the token after next", async () => {
+    const config = { ...DEEPSEEK, draftLayers: 1 };
+    const tensors = initializeModel(config, 2);
+    await using model = await openGgufModel(
+      await save("F16", { config: modelConfigJson({ config, extra: {} }), tensors }),
+    );
+    expect(Object.keys(tensors).some((name) => name.startsWith("model.layers.2."))).toBe(true);
+    expect(parseModelConfig("x", model.config).config).toMatchObject({ layers: 2, draftLayers: 0 });
+  });
+
+  it("refuses experts that are missing or of different shapes, and heads that do not add up", async () => {
+    const config = modelConfigJson({ config: DEEPSEEK, extra: {} });
+    const at = "model.layers.1";
+    const wrong = (change: Record<string, HostArray<"f32"> | undefined>) => {
+      const entries = Object.entries({ ...initializeModel(DEEPSEEK, 2), ...change });
+      const tensors = entries.filter((entry): entry is [string, HostArray<"f32">] => entry[1] !== undefined);
+      return save("F32", { config, tensors: Object.fromEntries(tensors) });
+    };
+    await expect(wrong({ [`${at}.mlp.experts.2.up_proj.weight`]: undefined })).rejects.toThrow(
+      /blk\.1\.ffn_up_exps\.weight: must have a matrix of expert 2; got none/,
+    );
+    await expect(wrong({ [`${at}.mlp.experts.2.up_proj.weight`]: f32([1], [1]) })).rejects.toThrow(
+      /experts\.2\.up_proj\.weight: must be \[24,32\] as expert 0's; got \[1\]/,
+    );
+    await expect(
+      wrong({ [`${at}.self_attn.kv_b_proj.weight`]: f32([2, 8], Array(16).fill(0)) }),
+    ).rejects.toThrow(/kv_b_proj\.weight: must have rows for 4 heads of keys, 12 wide, and values/);
+  });
+
   it("gives every row of the embedding a token", async () => {
     const { tokens, scores, tokenTypes } = VOCABULARY;
     const vocabulary = {
@@ -210,7 +316,7 @@ describe("loadModel", () => {
       config: CONFIG,
       stopIds: [2, 3],
       generationConfig: {},
-      chatTemplate: "{{ x }}",
+      chatTemplate: { source: "{{ x }}" },
     });
     expect(model.extra).toMatchObject({ bos_token_id: 1, eos_token_id: 2, pad_token_id: 0 });
     expect(model.tokenizer).toMatchObject({ vocabSize: 40, bosId: 1, eosId: 2, addsBos: true });

@@ -1,0 +1,63 @@
+/** How prompts are written for a model, and how much room they take in its positions. */
+
+import { ConfigError } from "../../base/errors.ts";
+import { Random } from "../../compute/tensor/random.ts";
+import { encodePrompt } from "../../model/engine/text.ts";
+import type { Tokenizer } from "../../model/text/tokenizer.ts";
+import { asChat, asText, type PromptWriter } from "../tasks/prompts.ts";
+import type { Task } from "../tasks/task.ts";
+import { type BaseModel, trainedConfig } from "./base-model.ts";
+import type { RunConfig } from "./config.ts";
+
+/** As the configuration asks: as a conversation where the model has a template for one, or as text. */
+export function writerFor(
+  { prompts }: RunConfig,
+  base: Pick<BaseModel, "chatTemplate"> | undefined,
+): PromptWriter {
+  return prompts === "text" ? asText : asChat(base?.chatTemplate);
+}
+
+/** Training prompts that are looked at to guess the longest, where the task does not say. */
+const PROMPTS_SEEN = 256;
+/** Room for longer prompts where those seen have a template in common, most of which never changes. */
+const PROMPT_MARGIN = 8;
+
+/**
+ * Most tokens a prompt may have, the begin token included.
+ * @param known  whether what the task says of it holds: it counts in tokens of a model made for it, and knows no chat template
+ */
+export function longestPrompt<Row>(
+  task: Task<Row>,
+  tokenizer: Tokenizer,
+  write: PromptWriter,
+  known: boolean,
+): number {
+  const begin = encodePrompt(tokenizer, "").length;
+  if (known && task.maxPromptTokens !== undefined) return begin + task.maxPromptTokens;
+  const seen = [
+    ...task.validation,
+    ...Array.from({ length: PROMPTS_SEEN }, (_, i) => task.train.draw(new Random(0, i))),
+  ].map((example) => encodePrompt(tokenizer, write(example)).length);
+  // Some that were not seen may be longer; half as much again, of what is not the same in all, is room for them.
+  const [least, longest] = [Math.min(...seen), Math.max(...seen)];
+  if (known) return begin + Math.ceil(1.5 * (longest - begin));
+  return longest + Math.ceil(0.5 * (longest - least)) + PROMPT_MARGIN;
+}
+
+/**
+ * Whether a model can be trained on a task as the configuration asks.
+ * @throws ConfigError when its positions do not suffice for prompt and completion, or it cannot have the adapters asked for
+ */
+export function checkBase<Row>(base: BaseModel, task: Task<Row>, config: RunConfig): void {
+  const { maxPositions } = trainedConfig(base.config, config.lora);
+  const { maxNewTokens } = config.rl;
+  const prompt = longestPrompt(task, base.tokenizer, writerFor(config, base), false);
+  if (prompt + maxNewTokens <= maxPositions) return;
+  const where = `${maxPositions} positions of ${base.identity.name}`;
+  throw new ConfigError({
+    where: "config.rl.maxNewTokens",
+    rule: `must leave room for prompts of ${prompt} tokens in the ${where}`,
+    got: `${maxNewTokens}`,
+    remedy: "Lower it with --set, or shorten the task's prompts",
+  });
+}
