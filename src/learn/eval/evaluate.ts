@@ -21,6 +21,8 @@ export interface EvaluateOptions {
   readonly stopIds?: readonly number[];
   /** How the model is given a prompt. @default as text */
   readonly write?: PromptWriter;
+  /** Told of every token as it is chosen. */
+  readonly onToken?: () => void;
   readonly signal?: AbortSignal;
 }
 
@@ -72,7 +74,7 @@ export async function evaluate<Row>(
   examples: readonly Example<Row>[],
   options: EvaluateOptions,
 ): Promise<Evaluation> {
-  const { samples = 1, temperature = 1, topP = 1, maxNewTokens, seed, signal } = options;
+  const { samples = 1, temperature = 1, topP = 1, maxNewTokens, seed, onToken, signal } = options;
   const { write = asText } = options;
   const requests = examples.map((example, index) => ({
     prompt: encodePrompt(tokenizer, write(example)),
@@ -85,6 +87,7 @@ export async function evaluate<Row>(
     temperature,
     topP,
     stopIds: options.stopIds ?? [tokenizer.eosId],
+    ...(onToken === undefined ? {} : { onToken }),
     ...(signal === undefined ? {} : { signal }),
   });
   const records = await Promise.all(

@@ -26,13 +26,24 @@ export const fromUtf8 = (bytes: Uint8Array): string => decoder.decode(bytes);
 
 const strict = new TextDecoder("utf-8", { ignoreBOM: true, fatal: true });
 
-/** Text from UTF-8, or, where it is no text, every byte as `<0xE2>`. */
+/** Bytes of the character that a byte begins; 1 where it begins none. */
+const lengthOf = (byte: number): number => (byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1);
+
+/** Text from UTF-8; a byte that belongs to no whole character is written as `<0xE2>`. */
 export function spellBytes(bytes: Uint8Array): string {
-  try {
-    return strict.decode(bytes);
-  } catch {
-    return Array.from(bytes, (byte) => `<0x${byte.toString(16).toUpperCase().padStart(2, "0")}>`).join("");
+  let text = "";
+  for (let at = 0; at < bytes.length; ) {
+    const first = bytes[at]!;
+    const end = at + lengthOf(first);
+    try {
+      text += strict.decode(bytes.subarray(at, end));
+      at = end;
+    } catch {
+      text += `<0x${first.toString(16).toUpperCase().padStart(2, "0")}>`;
+      at++;
+    }
   }
+  return text;
 }
 
 /** Bytes as their characters. */

@@ -58,7 +58,6 @@ export function configFor(preset: PresetName, options: Partial<TrainOptions>): R
   if (options.depth !== undefined) config = withDepth(config, options.depth);
   if (options.loraRank !== undefined) config = withLora(config, options.loraRank);
   if (options.loss !== undefined) config = withLoss(config, options.loss);
-  if (options.loraRank !== undefined) config = withLora(config, options.loraRank);
   const { seed, steps, threads } = options;
   config = {
     ...config,
