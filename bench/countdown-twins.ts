@@ -32,7 +32,7 @@ import type { Task } from "../src/learn/tasks/task.ts";
 import { countdownOptions, parseRunConfig, type RunConfig } from "../src/learn/train/config.ts";
 import { PRESETS, type Preset, type PresetName } from "../src/learn/train/presets.ts";
 import { findRun, readRun } from "../src/learn/train/run-folder.ts";
-import { loadModelFolder } from "../src/model/checkpoint/folder.ts";
+import { loadStoredModel } from "../src/model/checkpoint/load.ts";
 import { exploredOn, withoutThoughts } from "./no-thought.ts";
 import { textStepSeconds, trainTimed, workSeconds } from "./timed-run.ts";
 import { isMain } from "./versus.ts";
@@ -280,7 +280,7 @@ interface Measurement {
 
 /** How often the model of a run is right on test puzzles: one sample each, drawn as trained. */
 async function measure(path: string, config: RunConfig, puzzles: number): Promise<Measurement> {
-  const model = await loadModelFolder(join(path, "model"));
+  const model = await loadStoredModel(join(path, "model"));
   const task = countdownTask({ ...countdownOptions(config), heldOut: "test", heldOutCount: puzzles });
   const { threads } = config;
   const positions = model.config.maxPositions;

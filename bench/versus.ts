@@ -88,7 +88,9 @@ export interface VersusReport {
   /** What was compared, in one line. */
   readonly what: string;
   readonly machine: Machine;
-  /** Of the Python packages. */
+  /** What else there is to say, in lines. */
+  readonly notes?: readonly string[];
+  /** Of the packages that the other side is. */
   readonly versions: Readonly<Record<string, string>>;
   readonly groups: readonly VersusGroup[];
 }
@@ -96,7 +98,7 @@ export interface VersusReport {
 /** Sides on the same work; the first is ours. */
 export interface VersusGroup {
   readonly name: string;
-  /** Tokens of each run. */
+  /** Tokens of each run; 0 where tokens are not what it is about. */
   readonly tokens: number;
   readonly sides: readonly Timed[];
   /** Of the first side against each other, by its name. */
@@ -114,7 +116,7 @@ export function groupOf(name: string, tokens: number, sides: readonly Timed[]): 
 }
 
 /** The report for people. */
-export function versusLines({ what, groups, versions, machine }: VersusReport): string[] {
+export function versusLines({ what, groups, versions, machine, notes = [] }: VersusReport): string[] {
   const packages = Object.entries(versions).map(([name, version]) => `${name} ${version}`);
   return [
     what,
@@ -127,19 +129,24 @@ export function versusLines({ what, groups, versions, machine }: VersusReport): 
           ratio === undefined
             ? ""
             : `   Pondera is ${ratio.median.toFixed(2)}× as fast (rounds ${range.map((r) => r.toFixed(2)).join(" to ")})`;
-        const speed = `${Math.round(tokens / median)} tokens/s`.padStart(16);
+        const speed = tokens === 0 ? "" : `${Math.round(tokens / median)} tokens/s`.padStart(16);
         return `  ${side.padEnd(22)} ${median.toFixed(3)} s (min ${min.toFixed(3)}, max ${max.toFixed(3)}, ${all.length} of them) ${speed}${compared}`;
       }),
     ]),
+    ...notes,
     packages.join(", "),
     machineLine(machine),
   ];
 }
 
 /** A comparison's command line: `define` adds its own options. */
-export function versusCommand(name: string, description: string): Command {
+export function versusCommand(
+  name: string,
+  description: string,
+  needs = "PONDERA_PYTHON names the Python; see bench/README.md.",
+): Command {
   return new Command(name)
-    .description(`${description} PONDERA_PYTHON names the Python; see bench/README.md.`)
+    .description(`${description} ${needs}`)
     .option("--rounds <n>", "turns each side has", wholeNumber({ min: 1 }), 4)
     .option("--threads <n>", "threads of each side", wholeNumber({ min: 1 }), availableParallelism())
     .option("--json", "everything as one object, every measurement in it")

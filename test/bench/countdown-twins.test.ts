@@ -18,7 +18,7 @@ import { countdownTask } from "../../src/learn/tasks/countdown/task.ts";
 import { parseRunConfig } from "../../src/learn/train/config.ts";
 import { startRun } from "../../src/learn/train/run.ts";
 import { readRun } from "../../src/learn/train/run-folder.ts";
-import { loadModelFolder } from "../../src/model/checkpoint/folder.ts";
+import { loadStoredModel } from "../../src/model/checkpoint/load.ts";
 import { TINY } from "../learn/train/tiny.ts";
 
 const level = { warmup: 2, decay: 0, final: 1 };
@@ -131,7 +131,7 @@ describe("twins of a run", () => {
 
   it("are measured on test puzzles, drawn at temperature 1", async () => {
     const { path, final } = rowOf("no-thought-sft");
-    const model = await loadModelFolder(join(path, "model"));
+    const model = await loadStoredModel(join(path, "model"));
     const positions = model.config.maxPositions;
     const open = await openModel(model, { threads: config.threads, slots: config.rl.slots, positions });
     const { maxNewTokens = 0 } = withoutThoughts({ heldOutCount: 1 });

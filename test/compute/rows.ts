@@ -99,6 +99,48 @@ function tables(S: number, D: number): { cos: HostArray<"f32">; sin: HostArray<"
   return { cos: f32([S, D / 2], angles.map(Math.cos)), sin: f32([S, D / 2], angles.map(Math.sin)) };
 }
 
+interface QuantizedCase {
+  readonly bits: 4 | 8;
+  readonly blockSize: 16 | 32;
+  readonly offsets: boolean;
+}
+
+/** A matrix of 5 rows and 64 columns: codes of all sizes under scales of both signs. */
+function quantizedInputs(
+  random: Random,
+  { bits, blockSize, offsets }: QuantizedCase,
+): Record<string, HostArray> {
+  const blocks = [5, 64 / blockSize];
+  const bytes = 5 * 8 * bits;
+  const codes = Uint8Array.from({ length: bytes }, () => random.integer(256));
+  return {
+    codes: hostArray("u8", [...blocks, (blockSize * bits) / 8], codes),
+    scales: normal(random, blocks),
+    ...(offsets ? { offsets: normal(random, blocks) } : {}),
+  };
+}
+
+/** With M, a product of as many rows with the matrix; without, the matrix. */
+function quantizedRow({
+  name,
+  M,
+  ...rest
+}: QuantizedCase & { readonly name: string; readonly M?: number }): Row {
+  const quantization = { bits: rest.bits, blockSize: rest.blockSize, activations: "f32" } as const;
+  return {
+    name,
+    inputs: (random) => ({
+      ...(M === undefined ? {} : { x: normal(random, [M, 64]) }),
+      ...quantizedInputs(random, rest),
+    }),
+    fn: ({ x, codes, scales, offsets }) => {
+      const parts: p.QuantizedParts = offsets ? [codes!, scales!, offsets] : [codes!, scales!];
+      return x === undefined ? p.dequantize(parts, quantization) : p.matmulNBits(x, parts, quantization);
+    },
+    differentiable: [],
+  };
+}
+
 interface CacheCase {
   readonly name: string;
   readonly B: number;
@@ -860,6 +902,32 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
       differentiable: ["x"],
     },
   ],
+  dequantize: [
+    quantizedRow({ name: "dequantize of nibbles", bits: 4, blockSize: 32, offsets: false }),
+    quantizedRow({ name: "dequantize of nibbles with offsets", bits: 4, blockSize: 16, offsets: true }),
+    quantizedRow({ name: "dequantize of bytes", bits: 8, blockSize: 16, offsets: false }),
+    quantizedRow({ name: "dequantize of bytes with offsets", bits: 8, blockSize: 32, offsets: true }),
+  ],
+  matmulNBits: [
+    quantizedRow({ name: "matmulNBits of one row", M: 1, bits: 4, blockSize: 32, offsets: false }),
+    quantizedRow({ name: "matmulNBits of nibbles", M: 3, bits: 4, blockSize: 32, offsets: true }),
+    quantizedRow({ name: "matmulNBits of small blocks", M: 3, bits: 4, blockSize: 16, offsets: true }),
+    quantizedRow({ name: "matmulNBits of bytes", M: 3, bits: 8, blockSize: 32, offsets: true }),
+    {
+      name: "matmulNBits of one x with two matrices",
+      inputs: (random) => ({
+        x: normal(random, [2, 64]),
+        ...quantizedInputs(random, { bits: 4, blockSize: 32, offsets: true }),
+      }),
+      fn: ({ x, codes, scales, offsets }) => {
+        const quantization = { bits: 4, blockSize: 32, activations: "f32" } as const;
+        const first = p.matmulNBits(x!, [codes!, scales!, offsets!], quantization);
+        return { first, second: p.matmulNBits(x!, [codes!, offsets!, scales!], quantization) };
+      },
+      differentiable: [],
+    },
+  ],
+
   cachedAttention: [
     latentAttentionRow({ name: "cachedAttention over latents", B: 2, T: 1, H: 3, valid: [3, 6] }),
     latentAttentionRow({ name: "cachedAttention over latents, of prompts", B: 2, T: 5, H: 2, valid: [5, 2] }),

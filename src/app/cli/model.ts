@@ -4,12 +4,16 @@ import type { Stats } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
-import { ConfigError, FileError } from "../../base/errors.ts";
+import { ConfigError, FileError, invariant } from "../../base/errors.ts";
 import { recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
+import type { HostArray } from "../../compute/tensor/host.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
+import { HEAD_STEP } from "../../model/arch/llama.ts";
 import { architectureOf } from "../../model/arch/models.ts";
+import { isQuantizedMatrix, type StoredWeights } from "../../model/arch/stored.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
+import type { StoredModel } from "../../model/checkpoint/load.ts";
 import { padHeads } from "../../model/checkpoint/pad-heads.ts";
 import { Engine, type TokenEngine } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
@@ -189,7 +193,7 @@ export function samplingFor(
 }
 
 /** A model with an engine that decodes it. */
-export interface OpenModel extends ModelFolder {
+export interface OpenModel extends StoredModel {
   readonly engine: TokenEngine;
   /** What guessing ahead has come to, where it was asked for. */
   readonly guesses?: () => Guesses;
@@ -207,8 +211,7 @@ export interface OpenOptions {
   readonly speculate?: boolean;
 }
 
-/** The multiple of whose widths the decoding kernel takes heads. */
-const HEAD_STEP = 16;
+type Floats = Readonly<Record<string, HostArray<"f32">>>;
 
 /** The same model in a form the engine decodes: heads that are too narrow are widened. */
 export function decodable({
@@ -217,6 +220,9 @@ export function decodable({
 }: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {
   return config.modelType === "deepseek_v3" ? { config, tensors } : padHeads({ config, tensors }, HEAD_STEP);
 }
+
+const areFloats = (weights: StoredWeights): weights is Floats =>
+  !Object.values(weights).some(isQuantizedMatrix);
 
 /** @throws ConfigError unless the model has a head for the token after next */
 function checkDraft({ config }: Pick<ModelFolder, "config">): void {
@@ -231,20 +237,33 @@ function checkDraft({ config }: Pick<ModelFolder, "config">): void {
 }
 
 /** @throws ConfigError when it is to guess ahead and cannot; what the runtime throws */
-export async function openModel(model: ModelFolder, options: OpenOptions): Promise<OpenModel> {
-  const { threads, slots, positions, speculate = false } = options;
-  if (speculate) checkDraft(model);
+export async function openModel(model: StoredModel, options: OpenOptions): Promise<OpenModel> {
+  const { threads } = options;
+  if (options.speculate) checkDraft(model);
   const runtime = await Runtime.create({ threads });
-  const maxPositions = Math.min(positions, model.config.maxPositions);
-  const { config, tensors } = decodable(model);
-  const engine = speculate
-    ? new SpeculatingEngine(new Speculator(runtime, config, { maxPositions }))
-    : new Engine(runtime, config, { slots, maxPositions });
-  engine.adopt(deviceWeights(runtime, tensors));
+  const engine = engineOf(runtime, model, options);
   const dispose = async (): Promise<void> => {
     await engine.dispose();
     runtime.dispose();
   };
   const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
   return { ...model, engine, ...guesses, runtime, dispose };
+}
+
+function engineOf(
+  runtime: Runtime,
+  { config, weights }: Pick<StoredModel, "config" | "weights">,
+  { slots, positions, speculate = false }: OpenOptions,
+): Engine | SpeculatingEngine {
+  const maxPositions = Math.min(positions, config.maxPositions);
+  if (!areFloats(weights)) {
+    invariant(!speculate, "a model that guesses ahead has floats");
+    return new Engine(runtime, config, { slots, maxPositions, stored: { weights } });
+  }
+  const widened = decodable({ config, tensors: weights });
+  const engine = speculate
+    ? new SpeculatingEngine(new Speculator(runtime, widened.config, { maxPositions }))
+    : new Engine(runtime, widened.config, { slots, maxPositions });
+  engine.adopt(deviceWeights(runtime, widened.tensors));
+  return engine;
 }

@@ -158,6 +158,9 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
   ],
   groupedOuter: null,
 
+  dequantize: null,
+  matmulNBits: null,
+
   reshape: ({ inputs: [x] }, g) => [reshape(g, x!.shape)],
   transpose: ({ attributes: { permutation } }, g) => {
     const inverse = permutation.map((_, axis) => permutation.indexOf(axis));

@@ -14,6 +14,18 @@ import type { Shape, TensorSpec } from "../tensor/shape.ts";
 /** No attributes. */
 export type None = Record<never, never>;
 
+/** How a matrix is stored as whole numbers, and how it is multiplied. */
+export interface Quantization {
+  readonly bits: 4 | 8;
+  /** Columns of a row that share a scale. */
+  readonly blockSize: 16 | 32;
+  /**
+   * What products with it make of the other operand: `f32` leaves it as it is; `i8` rounds each block of a row to bytes under a
+   * scale of its own, which is faster on some processors.
+   */
+  readonly activations: "f32" | "i8";
+}
+
 /** Every primitive and its attributes. Axes are normalised (non-negative) and sorted. */
 export interface Attributes {
   /** A value known while tracing. */
@@ -78,6 +90,18 @@ export interface Attributes {
    * `i32[E]`. Outputs: E matrices `[N, K]`, aᵀ·b over the rows of each group; zeros for an empty one. Has no gradient.
    */
   groupedOuter: { readonly groups: number };
+
+  /**
+   * A matrix [N, K] from blocks of whole numbers: (code − 2^(bits − 1)) · scale + offset, scale and offset being those of its
+   * block of a row. Inputs: codes `u8[N, K/blockSize, blockSize·bits/8]` (of four bits, the lower half of a byte comes first),
+   * scales `f32[N, K/blockSize]` and, where there are any, offsets of the same shape. Has no gradient.
+   */
+  dequantize: Quantization;
+  /**
+   * x · Wᵀ for a matrix W as `dequantize` takes it, without widening it first (ONNX Runtime's MatMulNBits). Inputs: x `[M, K]`,
+   * then those of `dequantize`. Output: `[M, N]`. Has no gradient.
+   */
+  matmulNBits: Quantization;
 
   // Layout.
   reshape: { readonly shape: Shape };

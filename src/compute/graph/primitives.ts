@@ -8,7 +8,7 @@ import { type DType, typedArray } from "../tensor/dtype.ts";
 import { toHalfBits } from "../tensor/half.ts";
 import { type HostArray, hostArray } from "../tensor/host.ts";
 import { normalizeAxis, type Shape, sameShape } from "../tensor/shape.ts";
-import type { Value } from "./ir.ts";
+import type { Quantization, Value } from "./ir.ts";
 import { apply, constantIn } from "./trace.ts";
 
 /** A traced value or a plain number. */
@@ -153,6 +153,19 @@ export function groupedMatmul(
 /** aᵀ·b over each group of rows; see `Attributes.groupedOuter` for the shapes. */
 export function groupedOuter(a: Value, b: Value, counts: Value): readonly Value[] {
   return apply("groupedOuter", [a, b, counts], { groups: counts.shape[0]! });
+}
+
+/** Codes, scales and, where there are any, offsets of a matrix; see `Attributes.dequantize` for the shapes. */
+export type QuantizedParts = readonly [codes: Value, scales: Value, offsets?: Value];
+
+/** The matrix [N, K] that blocks of whole numbers stand for. */
+export function dequantize(parts: QuantizedParts, quantization: Quantization): Value {
+  return apply("dequantize", parts as readonly Value[], quantization)[0]!;
+}
+
+/** x · Wᵀ for a W that stays quantised. @param x [M, K] @returns [M, N] */
+export function matmulNBits(x: Value, parts: QuantizedParts, quantization: Quantization): Value {
+  return apply("matmulNBits", [x, ...(parts as readonly Value[])], quantization)[0]!;
 }
 
 export function reshape(x: Value, shape: Shape): Value {

@@ -10,7 +10,7 @@ import {
   sizeOf,
   type TensorSpec,
 } from "../tensor/shape.ts";
-import type { Attributes, PrimitiveName } from "./ir.ts";
+import type { Attributes, PrimitiveName, Quantization } from "./ir.ts";
 
 type Rule<P extends PrimitiveName> = (
   inputs: readonly TensorSpec[],
@@ -105,6 +105,31 @@ function splitLast(where: string, x: TensorSpec): { lead: Shape; last: number } 
   const last = x.shape.at(-1);
   if (last === undefined) throw new ShapeError({ where, rule: "needs at least one axis", got: showSpec(x) });
   return { lead: x.shape.slice(0, -1), last };
+}
+
+/** Shape [N, K] of the matrix whose codes are argument `first`, its scales the next and its offsets, if any, the last. */
+function quantizedShape(
+  where: string,
+  inputs: readonly TensorSpec[],
+  first: number,
+  { bits, blockSize }: Quantization,
+): Shape {
+  if (inputs.length !== first + 3) expectCount(where, inputs, first + 2);
+  const codes = argument(where, inputs, first, ["u8"]);
+  const scales = argument(where, inputs, first + 1, ["f32"]);
+  const [N, blocks, bytes] = codes.shape as readonly [number, number, number];
+  const offsets = inputs[first + 2];
+  const fits =
+    codes.shape.length === 3 &&
+    bytes * 8 === blockSize * bits &&
+    sameShape(scales.shape, [N, blocks]) &&
+    (offsets === undefined || (offsets.dtype === "f32" && sameShape(offsets.shape, [N, blocks])));
+  if (fits) return [N, blocks * blockSize];
+  throw new ShapeError({
+    where,
+    rule: `codes u8[N,K/${blockSize},${(blockSize * bits) / 8}], scales f32[N,K/${blockSize}], offsets like scales or none`,
+    got: show(inputs),
+  });
 }
 
 export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
@@ -246,6 +271,18 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
       });
     }
     return Array.from({ length: groups }, () => ({ dtype: a.dtype, shape: [a.shape[1]!, b.shape[1]!] }));
+  },
+
+  dequantize: (inputs, quantization) => [
+    { dtype: "f32", shape: quantizedShape("dequantize", inputs, 0, quantization) },
+  ],
+  matmulNBits: (inputs, quantization) => {
+    const x = argument("matmulNBits", inputs, 0, ["f32"]);
+    const [N, K] = quantizedShape("matmulNBits", inputs, 1, quantization) as readonly [number, number];
+    if (x.shape.length !== 2 || x.shape[1] !== K) {
+      throw new ShapeError({ where: "matmulNBits", rule: `x must be [M,${K}]`, got: show(inputs) });
+    }
+    return [{ dtype: "f32", shape: [x.shape[0]!, N] }];
   },
 
   reshape: (inputs, { shape }) => {

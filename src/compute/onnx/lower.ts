@@ -3,9 +3,10 @@
  *
  * The operators are ONNX's own (opset 18) wherever possible, so that one graph runs on every device; the runtime's
  * optimiser fuses them again (transposes into products, for one). `com.microsoft` operators appear for rotary
- * embedding and the attention cache alone. SimplifiedLayerNormalization is an operator of ONNX Runtime filed under the default domain.
+ * embedding, the attention cache and quantised matrices alone. SimplifiedLayerNormalization is an operator of ONNX Runtime filed under the default domain.
  */
 
+import { invariant } from "../../base/errors.ts";
 import type { Application, Graph, PrimitiveName, Value } from "../graph/ir.ts";
 import { BYTES } from "../tensor/dtype.ts";
 import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
@@ -22,6 +23,14 @@ const ONE_HOT_ROWS = 1024;
 class Emitter extends NodeWriter {
   readonly #names = new Map<Value, string>();
   readonly #splits = new Map<string, readonly string[]>();
+  /** Sums of blocks, by what they are of. */
+  readonly #sums = new Map<string, string>();
+  readonly #open: number | undefined;
+
+  constructor(open: number | undefined) {
+    super();
+    this.#open = open;
+  }
 
   name(x: Value): string {
     let name = this.#names.get(x);
@@ -51,6 +60,46 @@ class Emitter extends NodeWriter {
       this.#splits.set(key, names);
     }
     return names;
+  }
+
+  override integers(values: readonly number[], dims?: Shape): string {
+    invariant(!values.some((value) => this.isOpen(value)), `an open size cannot be a constant: ${values}`);
+    return super.integers(values, dims);
+  }
+
+  /** What to reshape to: an open size, or a multiple of it, is left to the runtime. */
+  shape(sizes: Shape): string {
+    if (!sizes.some((size) => this.isOpen(size))) return this.integers(sizes);
+    const rest = sizes.map((size) => (this.isOpen(size) ? -1 : size));
+    invariant(rest.filter((size) => size < 0).length === 1, "one size of a reshape may be open");
+    return this.integers(rest);
+  }
+
+  isOpen(size: number): boolean {
+    return this.#open !== undefined && size !== 0 && size % this.#open === 0;
+  }
+
+  /** Sums of each block of the rows of x [rows, blocks·blockSize]: [rows, blocks], once for all who ask. */
+  blockSums(x: string, rows: number, blocks: number, blockSize: number): string {
+    const key = `${x}:${blockSize}`;
+    let sums = this.#sums.get(key);
+    if (sums === undefined) {
+      const apart = this.temporary("Reshape", [x, this.shape([rows, blocks, blockSize])]);
+      sums = this.temporary("ReduceSum", [apart, this.integers([2])], { keepdims: 0 });
+      this.#sums.set(key, sums);
+    }
+    return sums;
+  }
+
+  /** The halves of bytes, the lower first, as an array of the given shape. */
+  nibbles(bytes: string, shape: Shape): string {
+    const [mask, four] = [15, 4].map((value) => this.tensor("u8", [1], Uint8Array.of(value)));
+    const low = this.temporary("BitwiseAnd", [bytes, mask!]);
+    const high = this.temporary("BitShift", [bytes, four!], { direction: "RIGHT" });
+    const last = this.integers([-1]);
+    const pairs = [low, high].map((half) => this.temporary("Unsqueeze", [half, last]));
+    const both = this.temporary("Concat", pairs, { axis: -1 });
+    return this.temporary("Reshape", [both, this.shape(shape)]);
   }
 
   zeros(shape: Shape): string {
@@ -145,8 +194,42 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     }
   },
 
+  dequantize: (
+    emitter,
+    { inputs: [codes], attributes: { bits, blockSize } },
+    [bytes, scales, offsets],
+    [y],
+  ) => {
+    const [N, blocks] = codes!.shape as readonly [number, number];
+    const whole = [N, blocks, blockSize];
+    const numbers = bits === 8 ? bytes! : emitter.nibbles(bytes!, whole);
+    const floats = emitter.temporary("Cast", [numbers], { to: ELEMENT_TYPE.f32 });
+    const centered = emitter.temporary("Sub", [floats, emitter.floats([2 ** (bits - 1)], [])]);
+    const ofBlock = (x: string): string => emitter.temporary("Unsqueeze", [x, emitter.integers([-1])]);
+    const scaled = emitter.temporary("Mul", [centered, ofBlock(scales!)]);
+    const values = offsets === undefined ? scaled : emitter.temporary("Add", [scaled, ofBlock(offsets)]);
+    emitter.node("Reshape", [values, emitter.shape([N, blocks * blockSize])], [y!]);
+  },
+  matmulNBits: (emitter, { inputs, attributes }, [x, codes, scales, offsets], outputs) => {
+    const { bits, blockSize, activations } = attributes;
+    const [N, blocks] = inputs[1]!.shape as readonly [number, number];
+    const product = offsets === undefined ? outputs[0]! : emitter.fresh();
+    emitter.node(
+      "MatMulNBits",
+      [x!, codes!, scales!],
+      [product],
+      // Levels count down from what the activations are: 1 is float32, 4 is int8.
+      { K: blocks * blockSize, N, bits, block_size: blockSize, accuracy_level: activations === "i8" ? 4 : 1 },
+      "com.microsoft",
+    );
+    if (offsets === undefined) return;
+    // The operator has no minima that are no whole number of steps, but what a block of x adds up to is all they need.
+    const sums = emitter.blockSums(x!, inputs[0]!.shape[0]!, blocks, blockSize);
+    emitter.node("Gemm", [sums, offsets, product], outputs, { transB: 1 });
+  },
+
   reshape: (emitter, { attributes: { shape } }, [x], outputs) =>
-    emitter.node("Reshape", [x!, emitter.integers(shape)], outputs),
+    emitter.node("Reshape", [x!, emitter.shape(shape)], outputs),
   transpose: (emitter, { attributes: { permutation } }, inputs, outputs) =>
     emitter.node("Transpose", inputs, outputs, { perm: permutation }),
   broadcast: (emitter, { attributes: { shape } }, [x], outputs) =>
@@ -222,21 +305,26 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     ),
 };
 
-function valueInfo(name: string, { dtype, shape }: TensorSpec): ValueInfoProto {
-  const dim = shape.map((dimValue) => ({ dimValue }));
+function valueInfo(name: string, { dtype, shape }: TensorSpec, emitter: Emitter): ValueInfoProto {
+  const dim = shape.map((size) => (emitter.isOpen(size) ? {} : { dimValue: size }));
   return { name, type: { tensorType: { elemType: ELEMENT_TYPE[dtype], shape: { dim } } } };
 }
 
 export interface LowerOptions {
   /** Inputs whose values never change: they become external initializers, handed over when the program is loaded. */
   readonly initializers?: ReadonlySet<string>;
+  /**
+   * A size that stands for any: wherever it, or a multiple of it, is a size of a tensor, the model leaves it open. A prime that
+   * divides no other size of the graph, which the caller sees to. What would have to store it as a constant cannot be lowered.
+   */
+  readonly open?: number;
 }
 
 /**
  * The graph as the bytes of an ONNX model. Inputs and outputs keep their names.
  */
 export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Array {
-  const emitter = new Emitter();
+  const emitter = new Emitter(options.open);
   for (const [name, x] of graph.inputs) emitter.claim(x, name);
   const copies: [Value, string][] = [];
   for (const [name, x] of graph.outputs) {
@@ -263,8 +351,8 @@ export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Arra
       name: "pondera",
       node: emitter.nodes,
       initializer: [...emitter.initializers, ...external],
-      input: [...graph.inputs].flatMap(([name, x]) => (fixed.has(name) ? [] : [valueInfo(name, x)])),
-      output: [...graph.outputs].map(([name, x]) => valueInfo(name, x)),
+      input: [...graph.inputs].flatMap(([name, x]) => (fixed.has(name) ? [] : [valueInfo(name, x, emitter)])),
+      output: [...graph.outputs].map(([name, x]) => valueInfo(name, x, emitter)),
     },
   });
 }

@@ -7,7 +7,7 @@
  */
 
 import { DTypeError, invariant, ShapeError } from "../../base/errors.ts";
-import type { Application, Attributes, Graph, PrimitiveName, Value } from "../graph/ir.ts";
+import type { Application, Attributes, Graph, PrimitiveName, Quantization, Value } from "../graph/ir.ts";
 import { type DType, typedArray } from "../tensor/dtype.ts";
 import { fromHalfBits, toHalfBits } from "../tensor/half.ts";
 import { type HostArray, hostArray } from "../tensor/host.ts";
@@ -324,6 +324,19 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
     return results;
   },
 
+  dequantize: (parts, quantization) => [dequantized(parts, quantization)],
+  matmulNBits: ([x, ...parts], quantization, [y]) => {
+    const weights = dequantized(parts, quantization);
+    const [M, N] = y!.shape as readonly [number, number];
+    const K = x!.shape[1]!;
+    const result = new Float64Array(M * N);
+    for (let i = 0; i < result.length; i++) {
+      const [m, n] = [Math.floor(i / N), i % N];
+      for (let k = 0; k < K; k++) result[i]! += x!.data[m * K + k]! * weights[n * K + k]!;
+    }
+    return [result];
+  },
+
   reshape: ([x]) => [x!.data],
   transpose: ([x], { permutation }, [y]) => {
     const strides = stridesOf(x!.shape);
@@ -409,6 +422,16 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
   },
   cachedAttention,
 };
+
+/** A matrix [N, K] from its codes, scales and offsets. */
+function dequantized(parts: readonly WideArray[], { bits, blockSize }: Quantization): Float64Array {
+  const [codes, scales, offsets] = parts as readonly [WideArray, WideArray, WideArray?];
+  return Float64Array.from({ length: scales.data.length * blockSize }, (_, i) => {
+    const code = bits === 8 ? codes.data[i]! : (codes.data[i >> 1]! >> (4 * (i & 1))) & 15;
+    const block = Math.floor(i / blockSize);
+    return (code - 2 ** (bits - 1)) * scales.data[block]! + (offsets?.data[block] ?? 0);
+  });
+}
 
 /**
  * One head turned to its position: pairs (j, j + D/2), or (2j, 2j + 1) where they are interleaved, by the angle whose cosine

@@ -15,6 +15,8 @@ export interface CompileOptions {
   readonly initializers?: NamedTensors;
   /** Input and output pairs that share memory: attention caches. */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
+  /** A size that stands for any; see `LowerOptions.open`. */
+  readonly open?: number;
 }
 
 /** A program and the specs of what it yields, so that a caller can make tensors for them. */
@@ -31,7 +33,11 @@ export async function compile(
 ): Promise<Compiled> {
   checkGraph(graph);
   const fixed = options.initializers ?? {};
-  const model = lowerToOnnx(graph, { initializers: new Set(Object.keys(fixed)) });
+  const { open } = options;
+  const model = lowerToOnnx(graph, {
+    initializers: new Set(Object.keys(fixed)),
+    ...(open === undefined ? {} : { open }),
+  });
   const inputs = Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(fixed, name)));
   const outputs = Object.fromEntries(graph.outputs);
   return { program: await runtime.load(model, { ...options, inputs, outputs }), outputs };

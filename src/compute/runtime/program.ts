@@ -31,6 +31,11 @@ export interface ProgramIO {
    * cache, whose keys are its values.
    */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
+  /**
+   * A size that stands for any in the specs above, as in `LowerOptions`: every call may be bound to tensors of another, the same
+   * in all of them.
+   */
+  readonly open?: number;
 }
 
 /** A model loaded for given shapes. */
@@ -157,8 +162,11 @@ class LoadedProgram implements Program {
   bind(inputs: NamedTensors, outputs: NamedTensors): Call {
     const where = `program "${this.name}"`;
     expectLive(where, this.#owned.session);
-    checkTensors(where, "input", this.#io.inputs, inputs);
-    checkTensors(where, "output", this.#io.outputs, outputs);
+    const { open } = this.#io;
+    const size = open === undefined ? undefined : openSize(open, this.#io.inputs, inputs);
+    const closed = (specs: ProgramIO["inputs"]) => (open && size ? closeSpecs(specs, open, size) : specs);
+    checkTensors(where, "input", closed(this.#io.inputs), inputs);
+    checkTensors(where, "output", closed(this.#io.outputs), outputs);
     checkOverlap(where, this.#io.inPlace ?? [], inputs, outputs);
     const binding = this.#session.bind(inputs, outputs);
     const tensors = [...Object.values(inputs), ...Object.values(outputs)];
@@ -343,6 +351,31 @@ export function checkInitializers(name: string, model: Uint8Array, initializers:
       }),
     );
   checkPorts(where, "initializer", initializers, ports);
+}
+
+/** What an open size is in the tensors given: the first axis that is exactly it says so. Undefined where none does. */
+function openSize(
+  open: number,
+  specs: Readonly<Record<string, TensorSpec>>,
+  tensors: NamedTensors,
+): number | undefined {
+  for (const [name, { shape }] of Object.entries(specs)) {
+    const size = tensors[name]?.shape[shape.indexOf(open)];
+    if (size !== undefined) return size;
+  }
+  return undefined;
+}
+
+/** Specs with a size for the open one and its multiples. */
+function closeSpecs(
+  specs: Readonly<Record<string, TensorSpec>>,
+  open: number,
+  size: number,
+): Record<string, TensorSpec> {
+  const close = (n: number): number => (n !== 0 && n % open === 0 ? (n / open) * size : n);
+  return Object.fromEntries(
+    Object.entries(specs).map(([name, { dtype, shape }]) => [name, { dtype, shape: shape.map(close) }]),
+  );
 }
 
 /** Holds the tensors of a binding against the declared specs. */

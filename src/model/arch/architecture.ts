@@ -150,6 +150,12 @@ export interface Draft<Config> {
   ): DecodeOutputs;
 }
 
+/** Names of matrices with the same input, and what they are called when the rows of each follow those of the one before. */
+export interface JoinedWeights {
+  readonly parts: readonly string[];
+  readonly joined: string;
+}
+
 export interface Architecture<Config> {
   /** `model_type` of its `config.json`. */
   readonly name: string;
@@ -172,6 +178,8 @@ export interface Architecture<Config> {
     caches: Readonly<Record<string, Value>>,
     config: Config,
   ): DecodeOutputs;
+  /** Matrices that {@link Architecture.decode} takes as one where it is given them so: fewer, larger products. */
+  joins(config: Config): readonly JoinedWeights[];
   /** Weights that one token is multiplied with, the embedding's look-up not counted. */
   activeParameters(config: Config): number;
   /** The head for the token after next, where the model has one. */

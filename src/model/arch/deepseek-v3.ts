@@ -22,7 +22,7 @@ import {
 } from "../../compute/graph/primitives.ts";
 import { i32 } from "../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
-import { linear, packedCausalMask, swiglu } from "../nn/layers.ts";
+import { embed, linear, packedCausalMask, swiglu } from "../nn/layers.ts";
 import {
   absorbedAttention,
   type LatentSizes,
@@ -278,15 +278,10 @@ function headOf(weights: Weights, config: DeepseekV3Config): Value {
   return weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight");
 }
 
-/** Embeddings as rows. @param ids i32[B, T]; @returns [B·T, C] */
-function embed(ids: Value, weights: Weights, { hiddenSize: C }: DeepseekV3Config): Value {
-  return reshape(gatherRows(weightOf(weights, EMBEDDING), ids), [sizeOf(ids.shape), C]);
-}
-
 /** What the drafting module's block takes. @param next i32[B, T], the token after each; @param hidden [B·T, C] */
 function draftInput(next: Value, hidden: Value, weights: Weights, config: DeepseekV3Config): Value {
   const at = `model.layers.${config.layers}`;
-  const embedded = normed(embed(next, weights, config), weights, `${at}.enorm.weight`, config);
+  const embedded = normed(embed(weightOf(weights, EMBEDDING), next), weights, `${at}.enorm.weight`, config);
   const state = normed(hidden, weights, `${at}.hnorm.weight`, config);
   return linear(concat([embedded, state], 1), weightOf(weights, `${at}.eh_proj.weight`));
 }
@@ -333,7 +328,7 @@ function trainLayers(
 const upTo = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
 function train(weights: Weights, batch: PackedRows, config: DeepseekV3Config): TrainOutputs {
-  const start = embed(batch.ids, weights, config);
+  const start = embed(weightOf(weights, EMBEDDING), batch.ids);
   const { x, routing } = trainLayers(start, weights, batch, config, upTo(config.layers));
   const hidden = normed(x, weights, "model.norm.weight", config);
   const head = headOf(weights, config);
@@ -430,10 +425,11 @@ export const DEEPSEEK_V3: Architecture<DeepseekV3Config> = {
   train,
   caches: (config) => upTo(config.layers).map((layer) => layerCache(layer, config)),
   decode(weights, inputs, caches, config) {
-    const start = embed(inputs.ids, weights, config);
+    const start = embed(weightOf(weights, EMBEDDING), inputs.ids);
     const done = decodeLayers(start, weights, inputs, caches, config, upTo(config.layers));
     return decoded(done.x, inputs, done.caches, weights, "model.norm.weight", config);
   },
+  joins: () => [],
   activeParameters(config) {
     const idle = config.routedExperts - config.expertsPerToken;
     const mixtures = Math.max(0, config.layers - config.denseLayers);

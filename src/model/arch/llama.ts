@@ -6,7 +6,7 @@
  * Two forwards share every weight: `llamaTrain` on packed rows, differentiable, and `llamaDecode` over a cache.
  */
 
-import { ConfigError } from "../../base/errors.ts";
+import { ConfigError, invariant } from "../../base/errors.ts";
 import type { Value } from "../../compute/graph/ir.ts";
 import {
   add,
@@ -16,11 +16,13 @@ import {
   reshape,
   rmsNorm,
   rotary,
+  slice,
 } from "../../compute/graph/primitives.ts";
 import { attention } from "../../compute/ops/attention.ts";
+import { gatedSilu } from "../../compute/ops/stable.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
-import { linear, type Matrix, packedCausalMask, swiglu } from "../nn/layers.ts";
+import { embed, linear, type Matrix, packedCausalMask } from "../nn/layers.ts";
 import { type Llama3Scaling, rotaryTables } from "../nn/rope.ts";
 import { type AdapterConfig, adapterNames, adapterParameters, checkAdapters, isAdapted } from "./adapters.ts";
 import {
@@ -64,7 +66,7 @@ export interface LlamaConfig {
 const EMBEDDING = "model.embed_tokens.weight";
 
 /** Head widths that ONNX Runtime's GroupQueryAttention rotates are multiples of this. */
-const HEAD_STEP = 16;
+export const HEAD_STEP = 16;
 
 /** @throws ConfigError naming the field that breaks its rule */
 export function checkLlamaConfig(config: LlamaConfig): void {
@@ -173,12 +175,16 @@ export function initializeLlama(
   return freshWeights(llamaParameters(config), seed, options);
 }
 
+const layerWeight = (layer: number, name: string): string => `model.layers.${layer}.${name}.weight`;
+
 const weightOf = (weights: Weights, name: string): Value => weightFor(weights, name, "llama");
 
 /** The tensors of one layer, by name without the layer's; biases and adapters only where the model has them. */
 interface LayerWeights {
   readonly norm: (name: string) => Value;
   readonly matrix: (name: string) => Matrix;
+  /** A matrix of several joined, where the weights have it so. */
+  readonly joined: (name: string) => Value | undefined;
   readonly bias: (name: string) => Value | undefined;
 }
 
@@ -195,8 +201,65 @@ function layerWeights(weights: Weights, layer: number, config: LlamaConfig): Lay
       const scale = adapters.alpha / adapters.rank;
       return { weight, a: weightOf(weights, a), b: weightOf(weights, b), scale };
     },
-    bias: (name) => (config.modelType === "qwen2" ? weightOf(weights, `${at}.${name}.bias`) : undefined),
+    joined(name) {
+      const weight = weights[`${at}.${name}.weight`];
+      invariant(
+        weight === undefined || adapters === undefined,
+        "adapters are beside matrices that stand apart",
+      );
+      return weight;
+    },
+    bias: (name) =>
+      config.modelType === "qwen2" && name.startsWith("self_attn")
+        ? weightOf(weights, `${at}.${name}.bias`)
+        : undefined,
   };
+}
+
+/** Matrices of one layer that have the same input, and the rows of each; what they are called as one. */
+interface Joint {
+  readonly parts: readonly (readonly [name: string, rows: number])[];
+  readonly joined: string;
+}
+
+function joints({ heads, kvHeads, headDim, intermediateSize: F }: LlamaConfig): {
+  qkv: Joint;
+  gateUp: Joint;
+} {
+  const [H, Hk] = [heads * headDim, kvHeads * headDim];
+  const [q, k, v] = ["q", "k", "v"].map((name) => `self_attn.${name}_proj`) as [string, string, string];
+  return {
+    qkv: {
+      parts: [
+        [q, H],
+        [k, Hk],
+        [v, Hk],
+      ],
+      joined: "self_attn.qkv_proj",
+    },
+    gateUp: {
+      parts: [
+        ["mlp.gate_proj", F],
+        ["mlp.up_proj", F],
+      ],
+      joined: "mlp.gate_up_proj",
+    },
+  };
+}
+
+/** The products of rows with matrices, which may be joined. @param x [rows, C]; @returns [rows, N] of each */
+function products(x: Value, joint: Joint, { matrix, joined, bias }: LayerWeights): Value[] {
+  const { parts } = joint;
+  const whole = joined(joint.joined);
+  if (whole === undefined) return parts.map(([name]) => linear(x, matrix(name), bias(name)));
+  const product = linear(x, whole);
+  let start = 0;
+  return parts.map(([name, rows]) => {
+    const part = slice(product, 1, start, start + rows);
+    const added = bias(name);
+    start += rows;
+    return added === undefined ? part : add(part, added);
+  });
 }
 
 /**
@@ -204,18 +267,19 @@ function layerWeights(weights: Weights, layer: number, config: LlamaConfig): Lay
  */
 function block(
   x: Value,
-  { norm, matrix, bias }: LayerWeights,
-  epsilon: number,
+  weights: LayerWeights,
+  config: LlamaConfig,
   attend: (q: Value, k: Value, v: Value) => Value,
 ): Value {
+  const { norm, matrix } = weights;
+  const epsilon = config.rmsNormEpsilon;
+  const { qkv, gateUp } = joints(config);
   const normed = rmsNorm(x, norm("input_layernorm"), { epsilon });
-  const [q, k, v] = ["q", "k", "v"].map((name) =>
-    linear(normed, matrix(`self_attn.${name}_proj`), bias(`self_attn.${name}_proj`)),
-  ) as [Value, Value, Value];
+  const [q, k, v] = products(normed, qkv, weights) as [Value, Value, Value];
   const attended = add(x, linear(attend(q, k, v), matrix("self_attn.o_proj")));
   const hidden = rmsNorm(attended, norm("post_attention_layernorm"), { epsilon });
-  const weights = { gate: matrix("mlp.gate_proj"), up: matrix("mlp.up_proj"), down: matrix("mlp.down_proj") };
-  return add(attended, swiglu(hidden, weights));
+  const [gate, up] = products(hidden, gateUp, weights) as [Value, Value];
+  return add(attended, linear(gatedSilu(gate, up), matrix("mlp.down_proj")));
 }
 
 /** Final norm. @param x [rows, C] */
@@ -237,16 +301,16 @@ export function llamaTrain(weights: Weights, batch: PackedRows, config: LlamaCon
 }
 
 function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig): TrainOutputs {
-  const { heads, kvHeads, hiddenSize: C } = config;
+  const { heads, kvHeads } = config;
   const [B, T] = batch.ids.shape as readonly [number, number];
   // The kernel wants a table as long as a row, though no position of a packed sequence reaches that far.
   const longest = Math.max(config.maxPositions, T);
   const tables = rotaryTables(longest, config.headDim, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
   const mask = packedCausalMask(batch.segments);
-  let x = reshape(gatherRows(weightOf(weights, EMBEDDING), batch.ids), [B * T, C]);
+  let x = embed(weightOf(weights, EMBEDDING), batch.ids);
   for (let layer = 0; layer < config.layers; layer++) {
-    x = block(x, layerWeights(weights, layer, config), config.rmsNormEpsilon, (q, k, v) => {
+    x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const rotated = [q3, k3].map((y) => rotary(y, batch.positions, cos, sin)) as [Value, Value];
       return reshape(attention(...rotated, v3, mask, { heads, kvHeads, causal: true }), [
@@ -281,15 +345,15 @@ export function llamaDecode(
   caches: readonly { readonly keys: Value; readonly values: Value }[],
   config: LlamaConfig,
 ): { logits: Value; hidden: Value; caches: { keys: Value; values: Value }[] } {
-  const { heads, kvHeads, hiddenSize: C, headDim: D } = config;
+  const { heads, kvHeads, headDim: D } = config;
   const [B, T] = inputs.ids.shape as readonly [number, number];
   const S = caches[0]!.keys.shape[2]!;
   const tables = rotaryTables(S, D, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(inputs.ids, tables.cos), constant(inputs.ids, tables.sin)];
   const extended: { keys: Value; values: Value }[] = [];
-  let x = reshape(gatherRows(weightOf(weights, EMBEDDING), inputs.ids), [B * T, C]);
+  let x = embed(weightOf(weights, EMBEDDING), inputs.ids);
   for (const [layer, cache] of caches.entries()) {
-    x = block(x, layerWeights(weights, layer, config), config.rmsNormEpsilon, (q, k, v) => {
+    x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const { lengths, total } = inputs;
       const past = { pastKeys: cache.keys, pastValues: cache.values };
@@ -331,6 +395,13 @@ const family = (name: "llama" | "qwen2"): Architecture<LlamaConfig> => ({
     ]);
     return { ...decoded, caches: Object.fromEntries(extended) };
   },
+  joins: (config) =>
+    Array.from({ length: config.layers }, (_, layer) =>
+      Object.values(joints(config)).map(({ parts, joined }) => ({
+        parts: parts.map(([name]) => layerWeight(layer, name)),
+        joined: layerWeight(layer, joined),
+      })),
+    ).flat(),
   activeParameters(config) {
     const total = llamaParameters(config).reduce((sum, { shape }) => sum + sizeOf(shape), 0);
     return config.tieEmbeddings ? total : total - config.vocabSize * config.hiddenSize;

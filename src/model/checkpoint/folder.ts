@@ -118,8 +118,8 @@ function checkTensors(file: string, shapes: ReadonlyMap<string, Shape>, config: 
 }
 
 /** A tied model whose file holds a head of its own, other than the embedding, would change its answers on the way. */
-async function checkTiedHead(source: FloatSource, embedding: HostArray<"f32">): Promise<void> {
-  const head = await source.readF32(HEAD);
+async function checkTiedHead(source: FloatSource): Promise<void> {
+  const [embedding, head] = [await source.readF32(EMBEDDING), await source.readF32(HEAD)];
   const bytes = ({ data }: HostArray<"f32">) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
   if (sameShape(head.shape, embedding.shape) && Buffer.compare(bytes(head), bytes(embedding)) === 0) return;
   throw new FormatError({
@@ -134,23 +134,28 @@ async function checkTiedHead(source: FloatSource, embedding: HostArray<"f32">): 
  * Every weight of a model, from whatever file. The source stays open.
  * @throws FormatError when its tensors are not those of the config
  */
-export async function readWeights(
+export function readWeights(
   source: FloatSource,
   config: ModelConfig,
 ): Promise<Record<string, HostArray<"f32">>> {
+  return readEach(source, config, (name) => source.readF32(name));
+}
+
+/** As {@link readWeights}, each weight read as `read` does it. */
+export async function readEach<Weight>(
+  source: FloatSource,
+  config: ModelConfig,
+  read: (name: string) => Promise<Weight>,
+): Promise<Record<string, Weight>> {
   const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
   checkTensors(source.file, new Map(own), config);
   for (const name of sharedCopies(config)) {
     const copy = source.shapes.get(name);
     if (copy !== undefined) checkShape(source.file, name, copy, [config.vocabSize, config.hiddenSize]);
   }
-  const tensors: Record<string, HostArray<"f32">> = {};
-  for (const { name } of modelParameters(config)) {
-    tensors[name] = await source.readF32(name);
-    if (name === EMBEDDING && config.tieEmbeddings && source.shapes.has(HEAD)) {
-      await checkTiedHead(source, tensors[name]);
-    }
-  }
+  const tensors: Record<string, Weight> = {};
+  for (const { name } of modelParameters(config)) tensors[name] = await read(name);
+  if (config.tieEmbeddings && source.shapes.has(HEAD)) await checkTiedHead(source);
   return tensors;
 }
 

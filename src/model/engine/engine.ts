@@ -8,17 +8,17 @@
  */
 
 import { ConfigError, invariant, NumericError } from "../../base/errors.ts";
-import type { Value } from "../../compute/graph/ir.ts";
-import { trace } from "../../compute/graph/trace.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
-import { ProgramCache } from "../../compute/runtime/jit.ts";
-import type { Call, Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { Random } from "../../compute/tensor/random.ts";
-import type { TensorSpec } from "../../compute/tensor/shape.ts";
-import { type Architecture, type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
-import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
+import { type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
+import { architectureOf, type ModelConfig } from "../arch/models.ts";
+import { AdoptedForward, type WeightTensors } from "./adopted-forward.ts";
+import type { Forward, Prefix } from "./forward.ts";
 import { SAMPLING_DEFAULTS, Sampler, type SamplingOptions } from "./sampler.ts";
+import { LEAST_POSITIONS, StoredForward, type StoredOptions } from "./stored-forward.ts";
+
+export type { WeightTensors } from "./adopted-forward.ts";
 
 export interface GenerateRequest {
   readonly prompt: readonly number[];
@@ -62,31 +62,11 @@ export interface EngineOptions {
   readonly slots: number;
   /** Longest sequence, prompt included. @default the model's own limit */
   readonly maxPositions?: number;
-}
-
-export type WeightTensors = Readonly<Record<string, DeviceTensor<"f32">>>;
-
-/** Prompts are run in batches of this many at most. */
-const PREFILL_ROWS = 32;
-/** Prompt lengths are padded to a multiple of this, so that few programs are compiled. */
-const PREFILL_STEP = 16;
-
-/** Batch sizes for which decoding programs exist: powers of two and one size between each. */
-function bucketFor(active: number, slots: number): number {
-  for (let size = 1; size < slots; size *= 2) {
-    if (active <= size) return size;
-    if (size >= 8 && size * 1.5 < slots && active <= size * 1.5) return size * 1.5;
-  }
-  return slots;
-}
-
-/** A prompt that has been run: what its samples start from. */
-interface Prefix {
-  readonly length: number;
-  /** Its positions in each cache, [G, length, W]. */
-  readonly caches: readonly Float32Array[];
-  /** Logits of the first new token, [V]. */
-  readonly logits: Float32Array;
+  /**
+   * Weights that stay: they are laid out for the processor once, and matrices of whole numbers are multiplied as they are. Such an
+   * engine adopts no others.
+   */
+  readonly stored?: StoredOptions;
 }
 
 interface Waiting {
@@ -102,29 +82,16 @@ interface Active extends Waiting {
   length: number;
 }
 
-interface Decoder {
-  readonly call: Call;
-  readonly ids: Int32Array;
-  readonly lengths: Int32Array;
-  readonly total: Int32Array;
-  readonly logits: Float32Array;
-}
-
 export class Engine implements TokenEngine {
   readonly config: ModelConfig;
   readonly slots: number;
   readonly maxPositions: number;
-  readonly #runtime: Runtime;
-  readonly #programs: ProgramCache;
-  readonly #architecture: Architecture<ModelConfig>;
   readonly #cacheSpecs: readonly CacheSpec[];
+  /** Of each row of the caches; sequences may be shorter at most. */
+  readonly #positions: number;
   /** One per spec, for all slots. */
   readonly #caches: readonly DeviceTensor<"f32">[];
-  /** Decoders by batch size, for each set of weights seen: a trainer alternates between two. */
-  readonly #decoders = new WeakMap<DeviceTensor, Map<number, Decoder>>();
-  /** The tensor by which sets of weights are told apart: one that every training moves, adapters' among them. */
-  readonly #mark: string;
-  #weights: WeightTensors | undefined;
+  readonly #forward: Forward;
   #busy = false;
 
   constructor(runtime: Runtime, config: ModelConfig, options: EngineOptions) {
@@ -143,23 +110,32 @@ export class Engine implements TokenEngine {
         got: String(maxPositions),
       });
     }
-    this.#architecture = architectureOf(config);
-    this.#architecture.checkDecoding(config);
+    const architecture = architectureOf(config);
+    architecture.checkDecoding(config);
     this.config = config;
     this.slots = options.slots;
     this.maxPositions = maxPositions;
-    this.#runtime = runtime;
-    this.#programs = new ProgramCache(runtime);
-    this.#mark = this.#architecture.parameters(config).at(-1)!.name;
-    this.#cacheSpecs = this.#architecture.caches(config);
+    this.#cacheSpecs = architecture.caches(config);
+    this.#positions = options.stored === undefined ? maxPositions : Math.max(maxPositions, LEAST_POSITIONS);
     this.#caches = this.#cacheSpecs.map((spec) =>
-      runtime.tensor("f32", cacheShapeOf(spec, this.slots, maxPositions)),
+      runtime.tensor("f32", cacheShapeOf(spec, this.slots, this.#positions)),
     );
+    const caches = {
+      specs: this.#cacheSpecs,
+      tensors: this.#caches,
+      slots: this.slots,
+      maxPositions: this.#positions,
+    };
+    this.#forward =
+      options.stored === undefined
+        ? new AdoptedForward(runtime, config, caches)
+        : new StoredForward(runtime, config, caches, options.stored);
   }
 
-  /** Decodes with these weights from now on; they are read in place, not copied. */
+  /** Decodes with these weights from now on; they are read in place, not copied. Not for an engine of stored weights. */
   adopt(weights: WeightTensors): void {
-    this.#weights = weights;
+    invariant(this.#forward instanceof AdoptedForward, "an engine of stored weights adopts no others");
+    this.#forward.adopt(weights);
   }
 
   /**
@@ -170,7 +146,6 @@ export class Engine implements TokenEngine {
    */
   async generate(requests: readonly GenerateRequest[], options: GenerateOptions): Promise<Completion[][]> {
     invariant(!this.#busy, "one generation at a time");
-    invariant(this.#weights !== undefined, "adopt weights before generating");
     const { vocabSize } = this.config;
     for (const { prompt, samples } of requests) {
       if (prompt.length === 0 || prompt.length >= this.maxPositions) {
@@ -195,17 +170,13 @@ export class Engine implements TokenEngine {
     expectCount("maxNewTokens", options.maxNewTokens);
     this.#busy = true;
     try {
-      return await this.#generate(requests, options, this.#weights);
+      return await this.#generate(requests, options);
     } finally {
       this.#busy = false;
     }
   }
 
-  async #generate(
-    requests: readonly GenerateRequest[],
-    options: GenerateOptions,
-    weights: WeightTensors,
-  ): Promise<Completion[][]> {
+  async #generate(requests: readonly GenerateRequest[], options: GenerateOptions): Promise<Completion[][]> {
     const { vocabSize } = this.config;
     const sampler = new Sampler(vocabSize, { ...SAMPLING_DEFAULTS, ...pickSampling(options) });
     const stops = new Set(options.stopIds);
@@ -249,8 +220,8 @@ export class Engine implements TokenEngine {
         const { request, sample } = waiting;
         if (request >= prefetched) {
           options.signal?.throwIfAborted();
-          const until = Math.min(requests.length, prefetched + PREFILL_ROWS);
-          const batch = await this.#prefill(requests.slice(prefetched, until), weights);
+          const until = Math.min(requests.length, prefetched + this.#forward.promptRows);
+          const batch = await this.#forward.prefill(requests.slice(prefetched, until));
           for (const [i, prefix] of batch.entries()) prefixes[prefetched + i] = prefix;
           prefetched = until;
         }
@@ -272,7 +243,7 @@ export class Engine implements TokenEngine {
     while (rows.length < this.slots && (await admit(rows.length)));
     while (rows.length > 0) {
       options.signal?.throwIfAborted();
-      const decoder = await this.#decoder(bucketFor(rows.length, this.slots), weights);
+      const decoder = await this.#forward.decoder(rows.length);
       let longest = 0;
       for (const [slot, row] of rows.entries()) {
         decoder.ids[slot] = row.ids.at(-1)!;
@@ -299,54 +270,14 @@ export class Engine implements TokenEngine {
     return results;
   }
 
-  /** Runs prompts through the model once. */
-  async #prefill(requests: readonly GenerateRequest[], weights: WeightTensors): Promise<Prefix[]> {
-    const B = bucketFor(requests.length, PREFILL_ROWS);
-    const longest = Math.max(...requests.map(({ prompt }) => prompt.length));
-    const T = Math.min(Math.ceil(longest / PREFILL_STEP) * PREFILL_STEP, this.config.maxPositions);
-    const program = await this.#program(B, T);
-    const caches = this.#cacheSpecs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, B, T)));
-    const inputs = {
-      ids: this.#runtime.tensor("i32", [B, T]),
-      lengths: this.#runtime.tensor("i32", [B]),
-      total: this.#runtime.tensor("i32", [1], [T]),
-      last: this.#runtime.tensor("i32", [B]),
-    };
-    for (const [row, { prompt }] of requests.entries()) {
-      inputs.ids.data.set(prompt, row * T);
-      inputs.lengths.data[row] = prompt.length - 1;
-      inputs.last.data[row] = row * T + prompt.length - 1;
-    }
-    const logits = this.#runtime.tensor("f32", [B, this.config.vocabSize]);
-    const call = this.#bind(program, weights, inputs, caches, logits);
-    try {
-      await call.run();
-    } finally {
-      call.dispose();
-    }
-    const V = this.config.vocabSize;
-    return requests.map(({ prompt: { length } }, row) => {
-      const compacted = caches.map(({ data }, i) => {
-        const { groups, width } = this.#cacheSpecs[i]!;
-        const copy = new Float32Array(groups * length * width);
-        for (let group = 0; group < groups; group++) {
-          const from = (row * groups + group) * T * width;
-          copy.set(data.subarray(from, from + length * width), group * length * width);
-        }
-        return copy;
-      });
-      return { length, caches: compacted, logits: logits.data.slice(row * V, (row + 1) * V) };
-    });
-  }
-
   /** Puts a prompt's keys and values into a slot. */
   #copyPrefix(prefix: Prefix, slot: number): void {
     for (const [i, part] of prefix.caches.entries()) {
       const { groups, width } = this.#cacheSpecs[i]!;
-      const size = prefix.length * width;
       for (let group = 0; group < groups; group++) {
-        const to = (slot * groups + group) * this.maxPositions * width;
-        this.#caches[i]!.data.set(part.subarray(group * size, (group + 1) * size), to);
+        const from = group * prefix.positions * width;
+        const to = (slot * groups + group) * this.#positions * width;
+        this.#caches[i]!.data.set(part.subarray(from, from + prefix.length * width), to);
       }
     }
   }
@@ -355,7 +286,7 @@ export class Engine implements TokenEngine {
   #moveRow(from: number, to: number, length: number): void {
     for (const [i, { data }] of this.#caches.entries()) {
       const { groups, width } = this.#cacheSpecs[i]!;
-      const stride = this.maxPositions * width;
+      const stride = this.#positions * width;
       for (let group = 0; group < groups; group++) {
         const source = (from * groups + group) * stride;
         data.copyWithin((to * groups + group) * stride, source, source + length * width);
@@ -363,88 +294,8 @@ export class Engine implements TokenEngine {
     }
   }
 
-  async #decoder(B: number, weights: WeightTensors): Promise<Decoder> {
-    const mark = weights[this.#mark]!;
-    let known = this.#decoders.get(mark);
-    if (known === undefined) {
-      known = new Map();
-      this.#decoders.set(mark, known);
-    }
-    let decoder = known.get(B);
-    if (decoder === undefined) {
-      const program = await this.#program(B, 1);
-      // Smaller batches work on the first rows of the same memory.
-      const caches = this.#caches.map((cache, i) =>
-        cache.view(cacheShapeOf(this.#cacheSpecs[i]!, B, this.maxPositions)),
-      );
-      const inputs = {
-        ids: this.#runtime.tensor("i32", [B, 1]),
-        lengths: this.#runtime.tensor("i32", [B]),
-        total: this.#runtime.tensor("i32", [1]),
-      };
-      const logits = this.#runtime.tensor("f32", [B, this.config.vocabSize]);
-      const call = this.#bind(program, weights, inputs, caches, logits);
-      const { ids, lengths, total } = inputs;
-      decoder = { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
-      known.set(B, decoder);
-    }
-    return decoder;
-  }
-
-  /** The program for B rows of T new tokens: over the shared cache for T = 1, over one of T positions for prompts. */
-  async #program(B: number, T: number): Promise<Program> {
-    const decoding = T === 1;
-    const { program } = await this.#programs.get(`decode:${B}x${T}`, () => {
-      const integers = (shape: number[]): TensorSpec => ({ dtype: "i32", shape });
-      const positions = decoding ? this.maxPositions : T;
-      const caches = this.#cacheSpecs.map((spec): [string, TensorSpec] => [
-        spec.name,
-        { dtype: "f32", shape: cacheShapeOf(spec, B, positions) },
-      ]);
-      const specs: Record<string, TensorSpec> = {
-        ...weightSpecs(this.config),
-        ids: integers([B, T]),
-        lengths: integers([B]),
-        total: integers([1]),
-        ...(decoding ? {} : { last: integers([B]) }),
-        ...Object.fromEntries(caches),
-      };
-      const graph = trace(specs, (x: Record<string, Value>) => {
-        const inputs = {
-          ids: x["ids"]!,
-          lengths: x["lengths"]!,
-          total: x["total"]!,
-          ...(x["last"] ? { last: x["last"] } : {}),
-        };
-        const decoded = this.#architecture.decode(x, inputs, x, this.config);
-        return { logits: decoded.logits, ...decoded.caches };
-      });
-      const inPlace = this.#cacheSpecs.flatMap(({ name, outputs }) =>
-        outputs.map((output) => [name, output] as const),
-      );
-      return { graph, options: { inPlace } };
-    });
-    return program;
-  }
-
-  #bind(
-    program: Program,
-    weights: WeightTensors,
-    inputs: Readonly<Record<string, DeviceTensor>>,
-    caches: readonly DeviceTensor[],
-    logits: DeviceTensor,
-  ): Call {
-    const past: Record<string, DeviceTensor> = {};
-    const next: Record<string, DeviceTensor> = {};
-    for (const [i, { name, outputs }] of this.#cacheSpecs.entries()) {
-      past[name] = caches[i]!;
-      for (const output of outputs) next[output] = caches[i]!;
-    }
-    return program.bind({ ...weights, ...inputs, ...past }, { logits, ...next });
-  }
-
   async dispose(): Promise<void> {
-    await this.#programs.dispose();
+    await this.#forward.dispose();
     for (const cache of this.#caches) cache.dispose();
   }
 }

@@ -1,21 +1,26 @@
 /** Layers as pure functions of (weights, x). Weights have the layout and names of Hugging Face checkpoints. */
 
-import type { Value } from "../../compute/graph/ir.ts";
+import { type Application, isPrimitive, type Value } from "../../compute/graph/ir.ts";
 import {
   add,
   and,
   constant,
+  dequantize,
   equal,
+  gatherRows,
   less,
   matmul,
+  matmulNBits,
   mul,
   not,
+  type QuantizedParts,
   reshape,
   transposeLast,
   where,
 } from "../../compute/graph/primitives.ts";
 import { gatedSilu } from "../../compute/ops/stable.ts";
 import { i32 } from "../../compute/tensor/host.ts";
+import { sizeOf } from "../../compute/tensor/shape.ts";
 
 /**
  * Masked positions get this score: finite, so that a fully masked row stays a number, and small enough that adding any
@@ -35,7 +40,8 @@ export interface AdaptedMatrix {
 export type Matrix = Value | AdaptedMatrix;
 
 /**
- * x · Wᵀ, plus scale · (x · Aᵀ) · Bᵀ where there is an adapter, plus a bias where there is one.
+ * x · Wᵀ, plus scale · (x · Aᵀ) · Bᵀ where there is an adapter, plus a bias where there is one. A matrix that is stored as whole
+ * numbers (`dequantize`) is multiplied as it is stored.
  * @param x [rows, in]; @param matrix [out, in]; @param bias [out]
  */
 export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
@@ -43,12 +49,30 @@ export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
   if ("weight" in matrix) {
     const { weight, a, b, scale } = matrix;
     const low = mul(matmul(x, transposeLast(a)), scale); // [rows, r]
-    product = add(matmul(x, transposeLast(weight)), matmul(low, transposeLast(b)));
+    product = add(linear(x, weight), matmul(low, transposeLast(b)));
+  } else if (isPrimitive(matrix.node, "dequantize")) {
+    product = matmulNBits(x, quantizedParts(matrix.node), matrix.node.attributes);
   } else {
     product = matmul(x, transposeLast(matrix));
   }
   return bias === undefined ? product : add(product, bias);
 }
+
+/**
+ * Rows of a table by ids; of one that is stored as whole numbers, only these are widened.
+ * @param table [V, C]; @param ids i32[…] @returns [N, C], N the number of ids
+ */
+export function embed(table: Value, ids: Value): Value {
+  const rows = [sizeOf(ids.shape), table.shape[1]!];
+  const stored = table.node;
+  if (!isPrimitive(stored, "dequantize")) return reshape(gatherRows(table, ids), rows);
+  const flat = reshape(ids, [rows[0]!]);
+  const parts = stored.inputs.map((part) => gatherRows(part, flat));
+  return dequantize(parts as readonly Value[] as QuantizedParts, stored.attributes);
+}
+
+const quantizedParts = ({ inputs }: Application<"dequantize">): QuantizedParts =>
+  inputs as readonly Value[] as QuantizedParts;
 
 /**
  * SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x)).

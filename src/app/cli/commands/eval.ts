@@ -15,8 +15,7 @@ import { jsonl } from "../../../learn/tasks/jsonl.ts";
 import { asChat, asText } from "../../../learn/tasks/prompts.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
-import type { ModelFolder } from "../../../model/checkpoint/folder.ts";
-import { loadModel } from "../../../model/checkpoint/load.ts";
+import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { compact, percent } from "../../format.ts";
 import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
@@ -153,7 +152,7 @@ async function openPrompts(options: EvalOptions, found: FoundModel): Promise<Mea
 }
 
 /** Sequences side by side: as many as there are, and as fit the memory set aside for their caches. */
-function slotsFor(model: ModelFolder, sequences: number, positions: number): number {
+function slotsFor(model: Pick<StoredModel, "config">, sequences: number, positions: number): number {
   const { config } = model;
   const longest = Math.min(positions, config.maxPositions);
   const bytes = longest * cachedNumbers(config) * Float32Array.BYTES_PER_ELEMENT;
@@ -187,7 +186,7 @@ function summaryLines(summary: EvalSummary, seconds: number, tokens: number): st
 async function evaluateModel(name: string | undefined, asked: EvalOptions, io: Context): Promise<void> {
   const options = asked.speculate ? greedyFor(asked) : asked;
   const found = await findModel(name, options.runs, io);
-  const model = await loadModel(found.folder);
+  const model = await loadStoredModel(found.folder);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
   const { samples, seed, threads } = options;
   // As the model was measured when it was trained, so that measuring again gives the same number.

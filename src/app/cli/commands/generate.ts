@@ -2,7 +2,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
-import { type LoadedModel, loadModel } from "../../../model/checkpoint/load.ts";
+import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
 import { turnEndIds } from "../../../model/text/conversation.ts";
 import { splitCompletion } from "../../thought.ts";
@@ -56,11 +56,11 @@ async function readPrompt(options: GenerateOptions, io: Context): Promise<string
 
 /** What a person says, as the model's template has it; a turn also ends where the template ends it. */
 function asConversation(
-  loaded: LoadedModel,
+  loaded: StoredModel,
   typed: string,
   { system }: GenerateOptions,
   where: string,
-): { readonly model: LoadedModel; readonly prompt: string } {
+): { readonly model: StoredModel; readonly prompt: string } {
   const { chatTemplate, tokenizer, stopIds } = loaded;
   if (chatTemplate === undefined) {
     throw new ConfigError({
@@ -91,7 +91,7 @@ async function generate(asked: GenerateOptions, io: Context): Promise<void> {
   const typed = await readPrompt(options, io);
   const progress = progressOn(io);
   progress.say(`loading ${printable(found.name)}…`);
-  const loaded = await loadModel(found.folder).finally(() => progress.done());
+  const loaded = await loadStoredModel(found.folder).finally(() => progress.done());
   const prompts =
     options.raw || options.chat || found.run === undefined ? undefined : await promptsOf(found.run);
   const { model, prompt } = options.chat

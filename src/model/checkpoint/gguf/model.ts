@@ -34,9 +34,10 @@ export interface GgufModel extends FloatSource {
   typeOf(name: string): GgmlType | undefined;
   /**
    * The blocks of a tensor, in the order of {@link FloatSource.readF32}'s rows.
+   * @param memory  where to, if it is large enough; what was there before is lost
    * @throws FormatError when there is no such tensor, or it is put together from several
    */
-  readBlocks(name: string): Promise<QuantizedTensor>;
+  readBlocks(name: string, memory?: ArrayBuffer): Promise<QuantizedTensor>;
 }
 
 /** Bytes of a file read at once. */
@@ -187,7 +188,7 @@ class OpenGgufModel implements GgufModel {
     }
   }
 
-  async readBlocks(name: string): Promise<QuantizedTensor> {
+  async readBlocks(name: string, memory?: ArrayBuffer): Promise<QuantizedTensor> {
     const { recipe, shape } = this.#recipe(name);
     if (recipe.kind === "keysValues") {
       throw new FormatError({
@@ -199,7 +200,11 @@ class OpenGgufModel implements GgufModel {
     const { type } = this.#info(recipe.from);
     const layout = layoutOf(type);
     const range = blockRange(recipe, shape, layout);
-    const blocks = new Uint8Array(range.count * layout.bytes);
+    const bytes = range.count * layout.bytes;
+    const blocks =
+      memory !== undefined && memory.byteLength >= bytes
+        ? new Uint8Array(memory, 0, bytes)
+        : new Uint8Array(bytes);
     const blocksPerRow = shape.at(-1)! / layout.block;
     const rows = range.count / blocksPerRow;
     await eachPiece(this.#gguf, recipe.from, layout, range, (piece, first) => {

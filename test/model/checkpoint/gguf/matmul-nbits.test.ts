@@ -1,12 +1,9 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FormatError } from "../../../../src/base/errors.ts";
 import { Runtime } from "../../../../src/compute/runtime/runtime.ts";
+import type { QuantizedMatrix } from "../../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
-import {
-  isQuantized,
-  type NBitsOperands,
-  nBitsOperands,
-} from "../../../../src/model/checkpoint/gguf/matmul-nbits.ts";
+import { isQuantized, nBitsOperands } from "../../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import type { QuantizedTensor } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
 import { ggmlTypeNames } from "../../../../src/model/checkpoint/gguf/types.ts";
@@ -31,7 +28,7 @@ async function matrixOf(type: string): Promise<QuantizedTensor> {
 }
 
 /** Rows of x [M, K] times the transposed matrix: the operator's product, and the sums of blocks times their offsets. */
-async function product(operands: NBitsOperands, x: Float32Array): Promise<Float32Array> {
+async function product(operands: QuantizedMatrix, x: Float32Array): Promise<Float32Array> {
   const { bits, blockSize, N, K, codes, scales, offsets } = operands;
   const M = x.length / K;
   const inputs = { x: spec("f32", M, K) };

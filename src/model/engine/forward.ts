@@ -1,0 +1,72 @@
+/** What the engine asks of a model's weights: to run prompts, and to run one more token of several sequences. */
+
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import type { Call } from "../../compute/runtime/program.ts";
+import type { CacheSpec } from "../arch/architecture.ts";
+
+/** A prompt that has been run: what its samples start from. */
+export interface Prefix {
+  readonly length: number;
+  /** Its positions in each cache, [G, positions, W], the first `length` of them. */
+  readonly caches: readonly Float32Array[];
+  readonly positions: number;
+  /** Logits of the first new token, [V]. */
+  readonly logits: Float32Array;
+}
+
+/** A program for one more token of B sequences, and the tensors it is bound to. */
+export interface Decoder {
+  readonly call: Call;
+  /** [B] */
+  readonly ids: Int32Array;
+  /** [B] */
+  readonly lengths: Int32Array;
+  /** [1] */
+  readonly total: Int32Array;
+  /** [B, V] */
+  readonly logits: Float32Array;
+}
+
+export interface Prompt {
+  readonly prompt: readonly number[];
+  /** Sequences that start from it. */
+  readonly samples: number;
+}
+
+export interface Forward {
+  /** Most prompts that are run together. */
+  readonly promptRows: number;
+  /** Runs prompts. What it returns holds until the next call, and for longer where several samples start from it. */
+  prefill(prompts: readonly Prompt[]): Promise<Prefix[]>;
+  /** A decoder for at least so many sequences, in the first rows of the engine's caches. */
+  decoder(active: number): Promise<Decoder>;
+  dispose(): Promise<void>;
+}
+
+/** The engine's caches and what they are of. */
+export interface Caches {
+  readonly specs: readonly CacheSpec[];
+  /** One per spec, [slots, G, maxPositions, W]. */
+  readonly tensors: readonly DeviceTensor<"f32">[];
+  readonly slots: number;
+  readonly maxPositions: number;
+}
+
+/** Graph inputs and outputs of the caches, by name. */
+export function cachePorts(
+  specs: readonly CacheSpec[],
+  tensors: readonly DeviceTensor[],
+): { readonly past: Record<string, DeviceTensor>; readonly next: Record<string, DeviceTensor> } {
+  const past: Record<string, DeviceTensor> = {};
+  const next: Record<string, DeviceTensor> = {};
+  for (const [i, { name, outputs }] of specs.entries()) {
+    past[name] = tensors[i]!;
+    for (const output of outputs) next[output] = tensors[i]!;
+  }
+  return { past, next };
+}
+
+/** Pairs of a cache and an output that extends it in the same memory. */
+export function cachePairs(specs: readonly CacheSpec[]): (readonly [input: string, output: string])[] {
+  return specs.flatMap(({ name, outputs }) => outputs.map((output) => [name, output] as const));
+}

@@ -1,0 +1,237 @@
+/**
+ * Forward passes of weights that stay, as their file has them. They are initializers, which the runtime lays out for its kernels
+ * once for each program; so there are two programs alone, each for any size of its one open axis: prompts are run one at a time
+ * in pieces, and sequences are decoded as many at once as there are.
+ */
+
+import { invariant } from "../../base/errors.ts";
+import type { Quantization, Value } from "../../compute/graph/ir.ts";
+import { dequantize } from "../../compute/graph/primitives.ts";
+import { trace } from "../../compute/graph/trace.ts";
+import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import { ProgramCache } from "../../compute/runtime/jit.ts";
+import type { Call, Program } from "../../compute/runtime/program.ts";
+import type { Runtime } from "../../compute/runtime/runtime.ts";
+import type { DType } from "../../compute/tensor/dtype.ts";
+import type { HostArray } from "../../compute/tensor/host.ts";
+import type { TensorSpec } from "../../compute/tensor/shape.ts";
+import { cacheShapeOf } from "../arch/architecture.ts";
+import { architectureOf, type ModelConfig } from "../arch/models.ts";
+import { isQuantizedMatrix, type StoredWeights } from "../arch/stored.ts";
+import {
+  type Caches,
+  cachePairs,
+  cachePorts,
+  type Decoder,
+  type Forward,
+  type Prefix,
+  type Prompt,
+} from "./forward.ts";
+
+export interface StoredOptions {
+  /** By Hugging Face name; matrices may be joined as {@link Architecture.joins} says. */
+  readonly weights: StoredWeights;
+  /**
+   * What products of a few rows with four-bit matrices make of the rows: `i8` is faster, `f32` exact. Prompts, whose products
+   * have many rows, are always `f32` there, and products with eight-bit matrices always `i8`, since those are the fastest.
+   * @default "i8"
+   */
+  readonly activations?: Quantization["activations"];
+}
+
+/** Tokens of a prompt that are run at once: what they are on the way stays in a core's cache. */
+const PIECE = 128;
+/** Caches have so many positions at least, among which there is a size that stands for any; see `openSizeFor`. */
+export const LEAST_POSITIONS = 256;
+
+type Kind = "prompt" | "step";
+
+/** A prime up to `limit` that divides none of the sizes, and no size of a block. */
+function openSizeFor(limit: number, specs: Iterable<TensorSpec>): number {
+  const sizes = new Set([...specs].flatMap(({ shape }) => shape));
+  const isPrime = (n: number): boolean => {
+    for (let divisor = 2; divisor * divisor <= n; divisor++) if (n % divisor === 0) return false;
+    return true;
+  };
+  for (let n = limit - 1; n > 32; n--) {
+    if (isPrime(n) && ![...sizes].some((size) => size % n === 0)) return n;
+  }
+  invariant(false, `a prime below ${limit} divides no size of the model`);
+}
+
+/** Below this an ArrayBuffer may lie within V8's heap, and move. */
+const SMALL_BYTES = 4096;
+
+/** A tensor over an array's own memory. */
+function over<D extends DType>(runtime: Runtime, { dtype, shape, data }: HostArray<D>): DeviceTensor {
+  return data.byteLength < SMALL_BYTES
+    ? runtime.tensor(dtype as "f32", shape, data as Float32Array)
+    : new DeviceTensor(dtype, shape, data);
+}
+
+/** The tensors of stored weights, by the names of graph inputs. */
+function weightInputs(runtime: Runtime, weights: StoredWeights): Record<string, DeviceTensor> {
+  const inputs: Record<string, DeviceTensor> = {};
+  for (const [name, weight] of Object.entries(weights)) {
+    if (!isQuantizedMatrix(weight)) {
+      inputs[name] = over(runtime, weight);
+      continue;
+    }
+    const { codes, scales, offsets } = weight;
+    for (const [part, array] of Object.entries({ codes, scales, offsets })) {
+      if (array !== undefined) inputs[`${name}.${part}`] = over(runtime, array);
+    }
+  }
+  return inputs;
+}
+
+export class StoredForward implements Forward {
+  readonly promptRows = 1;
+  readonly #runtime: Runtime;
+  readonly #config: ModelConfig;
+  readonly #caches: Caches;
+  readonly #programs: ProgramCache;
+  readonly #weights: StoredWeights;
+  readonly #inputs: Readonly<Record<string, DeviceTensor>>;
+  readonly #activations: Quantization["activations"];
+  readonly #decoders = new Map<number, Decoder>();
+  /** Of all slots; a batch uses the first rows. */
+  readonly #logits: DeviceTensor<"f32">;
+  /** What a prompt is run in: a cache of one sequence. */
+  #scratch: readonly DeviceTensor<"f32">[] | undefined;
+
+  constructor(runtime: Runtime, config: ModelConfig, caches: Caches, options: StoredOptions) {
+    this.#runtime = runtime;
+    this.#config = config;
+    this.#caches = caches;
+    this.#programs = new ProgramCache(runtime);
+    this.#weights = options.weights;
+    this.#inputs = weightInputs(runtime, this.#weights);
+    this.#activations = options.activations ?? "i8";
+    this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
+  }
+
+  async prefill(prompts: readonly Prompt[]): Promise<Prefix[]> {
+    const results: Prefix[] = [];
+    for (const prompt of prompts) results.push(await this.#run(prompt));
+    return results;
+  }
+
+  async #run({ prompt, samples }: Prompt): Promise<Prefix> {
+    const { specs, maxPositions } = this.#caches;
+    const program = await this.#program("prompt");
+    this.#scratch ??= specs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
+    const logits = this.#runtime.tensor("f32", [1, this.#config.vocabSize]);
+    for (let done = 0; done < prompt.length; done += PIECE) {
+      const piece = prompt.slice(done, done + PIECE);
+      const end = done + piece.length;
+      const inputs = {
+        ids: this.#runtime.tensor("i32", [1, piece.length], piece),
+        lengths: this.#runtime.tensor("i32", [1], [end - 1]),
+        total: this.#runtime.tensor("i32", [1], [end]),
+        last: this.#runtime.tensor("i32", [1], [piece.length - 1]),
+      };
+      const call = this.#bind(program, inputs, this.#scratch, logits);
+      try {
+        await call.run();
+      } finally {
+        call.dispose();
+      }
+    }
+    const { length } = prompt;
+    const whole = this.#scratch.map(({ data }) => data);
+    const keep = (cache: Float32Array, i: number): Float32Array => {
+      const { groups, width } = specs[i]!;
+      const copy = new Float32Array(groups * length * width);
+      for (let group = 0; group < groups; group++) {
+        const from = group * maxPositions * width;
+        copy.set(cache.subarray(from, from + length * width), group * length * width);
+      }
+      return copy;
+    };
+    return samples === 1
+      ? { length, caches: whole, positions: maxPositions, logits: logits.data }
+      : { length, caches: whole.map(keep), positions: length, logits: logits.data };
+  }
+
+  async decoder(active: number): Promise<Decoder> {
+    let decoder = this.#decoders.get(active);
+    if (decoder === undefined) {
+      const { specs, tensors, maxPositions } = this.#caches;
+      const program = await this.#program("step");
+      const caches = tensors.map((cache, i) => cache.view(cacheShapeOf(specs[i]!, active, maxPositions)));
+      const inputs = {
+        ids: this.#runtime.tensor("i32", [active, 1]),
+        lengths: this.#runtime.tensor("i32", [active]),
+        total: this.#runtime.tensor("i32", [1]),
+      };
+      const logits = this.#logits.view([active, this.#config.vocabSize]);
+      const call = this.#bind(program, inputs, caches, logits);
+      const { ids, lengths, total } = inputs;
+      decoder = { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
+      this.#decoders.set(active, decoder);
+    }
+    return decoder;
+  }
+
+  async #program(kind: Kind): Promise<Program> {
+    const { program } = await this.#programs.get(kind, () => {
+      const { specs, maxPositions } = this.#caches;
+      const fixed: Record<string, TensorSpec> = { ...this.#inputs, total: { dtype: "i32", shape: [1] } };
+      const cacheSpecs = specs.map(
+        (spec): TensorSpec => ({ dtype: "f32", shape: cacheShapeOf(spec, 1, maxPositions) }),
+      );
+      const open = openSizeFor(maxPositions, [...Object.values(fixed), ...cacheSpecs]);
+      const [B, T] = kind === "step" ? [open, 1] : [1, open];
+      const ports: Record<string, TensorSpec> = {
+        ...fixed,
+        ids: { dtype: "i32", shape: [B, T] },
+        lengths: { dtype: "i32", shape: [B] },
+        ...(kind === "step" ? {} : { last: { dtype: "i32", shape: [1] } }),
+        ...Object.fromEntries(
+          specs.map((spec) => [spec.name, { dtype: "f32", shape: cacheShapeOf(spec, B, maxPositions) }]),
+        ),
+      };
+      const graph = trace(ports, (x: Record<string, Value>) => {
+        const { ids, lengths, total, last } = x as Record<"ids" | "lengths" | "total" | "last", Value>;
+        const inputs = { ids, lengths, total, ...(kind === "step" ? {} : { last }) };
+        const decoded = architectureOf(this.#config).decode(this.#traced(kind, x), inputs, x, this.#config);
+        return { logits: decoded.logits, ...decoded.caches };
+      });
+      return { graph, options: { initializers: this.#inputs, inPlace: cachePairs(specs), open } };
+    });
+    return program;
+  }
+
+  /** Weights as the architecture takes them: matrices of whole numbers are the floats they stand for. */
+  #traced(kind: Kind, x: Readonly<Record<string, Value>>): Record<string, Value> {
+    return Object.fromEntries(
+      Object.entries(this.#weights).map(([name, weight]) => {
+        if (!isQuantizedMatrix(weight)) return [name, x[name]!];
+        const { bits, blockSize } = weight;
+        const [codes, scales, offsets] = ["codes", "scales", "offsets"].map((part) => x[`${name}.${part}`]);
+        const exact = bits === 4 && (kind === "prompt" || this.#activations === "f32");
+        const parts = [codes!, scales!, ...(offsets === undefined ? [] : [offsets])] as [
+          Value,
+          Value,
+          Value?,
+        ];
+        return [name, dequantize(parts, { bits, blockSize, activations: exact ? "f32" : "i8" })];
+      }),
+    );
+  }
+
+  #bind(
+    program: Program,
+    inputs: Readonly<Record<string, DeviceTensor>>,
+    caches: readonly DeviceTensor[],
+    logits: DeviceTensor,
+  ): Call {
+    const { past, next } = cachePorts(this.#caches.specs, caches);
+    return program.bind({ ...inputs, ...past }, { logits, ...next });
+  }
+
+  dispose(): Promise<void> {
+    return this.#programs.dispose();
+  }
+}

@@ -1,0 +1,143 @@
+/** What we make of a GGUF file beside what llama.cpp makes of it; and what llama.cpp makes of a file of ours. */
+
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import {
+  type Agreement,
+  agreedShare,
+  agreementLines,
+  agreementOf,
+  type Speaker,
+} from "../../bench/gguf-agreement.ts";
+import { LlamaCppSide } from "../../bench/gguf-llamacpp.ts";
+import { PonderaSide } from "../../bench/gguf-pondera.ts";
+import { BEGINNINGS, TEXT } from "../../bench/gguf-texts.ts";
+import { parseLlamaConfig } from "../../src/model/arch/llama-json.ts";
+import { readWeights } from "../../src/model/checkpoint/folder.ts";
+import { saveGguf } from "../../src/model/checkpoint/gguf/save.ts";
+import { openLlama2c, readLlama2cTokenizer } from "../../src/model/checkpoint/llama2c.ts";
+import { loadStoredModel } from "../../src/model/checkpoint/load.ts";
+import { characterTokenizer } from "../../src/model/text/tokenizer.ts";
+import { temporaryFolder } from "../base/temporary-folder.ts";
+
+const stories = (file: string): string =>
+  fileURLToPath(new URL(`../../../shared/data/weights/stories260K/${file}`, import.meta.url));
+const STORIES = stories("stories260K.bin");
+/** SmolLM2-135M-Instruct as Q4_1. */
+const SMOLLM2 = process.env["PONDERA_SMOLLM2"] ?? "";
+
+/** Whether node-llama-cpp has a binary for this machine; asked where there is a model for it. */
+async function startsLlamaCpp(): Promise<boolean> {
+  const side = new LlamaCppSide();
+  const started = await side.start(1).then(
+    () => true,
+    () => false,
+  );
+  await side.dispose();
+  return started;
+}
+const hasLlamaCpp = (existsSync(STORIES) || existsSync(SMOLLM2)) && (await startsLlamaCpp());
+
+describe.skipIf(!(existsSync(STORIES) && hasLlamaCpp))(
+  "llama.cpp, of stories260K as a GGUF file of ours",
+  () => {
+    const llamaCpp = new LlamaCppSide();
+    afterAll(() => llamaCpp.dispose());
+
+    it("writes both published stories, token for token", async () => {
+      const file = join(await temporaryFolder(), "stories.gguf");
+      await using source = await openLlama2c(STORIES);
+      const vocabulary = await readLlama2cTokenizer(stories("tok512.bin"), 512);
+      const { config } = parseLlamaConfig(STORIES, source.config);
+      const tensors = await readWeights(source, config);
+      const model = { config: source.config, tensors, vocabulary };
+      await saveGguf(file, model, { type: "F32", name: "stories260K" });
+      await llamaCpp.start(1);
+      await llamaCpp.load({ file, threads: 1, sequences: 1, positions: 512 });
+      const expected = JSON.parse(readFileSync(stories("expected.json"), "utf8")) as { greedy_ids: number[] };
+      const [begin, ...written] = expected.greedy_ids;
+      const { ids } = await llamaCpp.generate([[begin!]], written.length);
+      expect(written.length).toBe(256);
+      expect(ids).toEqual([written]);
+    });
+  },
+);
+
+describe.skipIf(!(existsSync(SMOLLM2) && hasLlamaCpp))("SmolLM2-135M-Instruct, Q4_1", () => {
+  const [ours, theirs] = [new PonderaSide(), new LlamaCppSide()];
+  let agreement: Agreement;
+  beforeAll(async () => {
+    for (const side of [ours, theirs]) {
+      await side.start(2);
+      await side.load({ file: SMOLLM2, threads: 2, sequences: 1, positions: 704 });
+    }
+    const { tokenizer } = await loadStoredModel(SMOLLM2);
+    agreement = await agreementOf(tokenizer, ours, theirs);
+  }, 600_000);
+  afterAll(async () => {
+    for (const side of [ours, theirs]) await side.dispose();
+  });
+
+  it("goes on as llama.cpp does in 95 % of the tokens, but where two are about as likely", () => {
+    expect(agreedShare(agreement), agreementLines(agreement).join("\n")).toBeGreaterThanOrEqual(0.95);
+  });
+
+  it("is as surprised by a text as llama.cpp is, to half a per cent", () => {
+    const { perplexity } = agreement;
+    expect(Math.abs(perplexity.ours / perplexity.theirs - 1)).toBeLessThan(0.005);
+  });
+});
+
+describe("agreementOf", () => {
+  const tokenizer = characterTokenizer({
+    alphabet: [...new Set(TEXT + BEGINNINGS.join(""))].filter((c) => c !== "<").join(""),
+  });
+  /** Writes what `at` says for each place; tokens are as likely as they are small. */
+  const speaker = (at: (i: number) => number, surprise = 1): Speaker => ({
+    generate: async ([prompt], newTokens) => {
+      const ids = [Array.from({ length: newTokens }, (_, i) => at(prompt!.length + i))];
+      return { ids, first: 0, all: 0 };
+    },
+    score: async (ids) => ids.slice(1).map((id) => -surprise - id / 100),
+  });
+
+  it("finds nothing between the same", async () => {
+    const agreement = await agreementOf(
+      tokenizer,
+      speaker(() => 3),
+      speaker(() => 3),
+    );
+    expect(agreement).toMatchObject({ texts: 20, written: 64, divergences: [] });
+    expect(agreement.perplexity.ours).toBe(agreement.perplexity.theirs);
+    expect(agreement.textTokens).toBe(tokenizer.encode(TEXT).length - 1);
+    expect(agreedShare(agreement)).toBe(1);
+  });
+
+  it("counts up to the first difference, and forgives a close one", async () => {
+    const parts = (places: number) => (i: number) => (i === places ? 9 : 3);
+    const first = tokenizer.encode(BEGINNINGS[0]!).length;
+    const only = { ...speaker(() => 3) };
+    const theirs = speaker(parts(first + 10));
+    const { divergences, ...rest } = await agreementOf(tokenizer, only, theirs);
+    const own = divergences.find(({ beginning }) => beginning === 0)!;
+    expect(own.after).toBe(10);
+    expect(own.gap).toBeCloseTo(0.06);
+    const share = (gap: number) => agreedShare({ ...rest, divergences: [{ ...own, gap }] });
+    expect(share(0.06)).toBe((19 * 64 + 10) / (19 * 64 + 11));
+    expect(share(0.04)).toBe(1);
+  });
+
+  it("says it in lines", async () => {
+    const agreement = await agreementOf(
+      tokenizer,
+      speaker(() => 3, 2),
+      speaker(() => 3, 1),
+    );
+    expect(agreementLines(agreement)).toEqual([
+      "greedy texts: 20 of 20 alike for 64 tokens, 100.00 % of tokens agree",
+      expect.stringMatching(/^perplexity on \d+ tokens: Pondera [\d.]+, llama.cpp [\d.]+ \(171\.83 %\)$/),
+    ]);
+  });
+});

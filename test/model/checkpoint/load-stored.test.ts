@@ -1,0 +1,127 @@
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
+import { initializeLlama, type LlamaConfig } from "../../../src/model/arch/llama.ts";
+import { modelConfigJson } from "../../../src/model/arch/models.ts";
+import { isQuantizedMatrix, type QuantizedMatrix } from "../../../src/model/arch/stored.ts";
+import { saveModelFolder } from "../../../src/model/checkpoint/folder.ts";
+import { nBitsOperands } from "../../../src/model/checkpoint/gguf/matmul-nbits.ts";
+import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
+import type { WritableType } from "../../../src/model/checkpoint/gguf/quantize.ts";
+import { saveGguf } from "../../../src/model/checkpoint/gguf/save.ts";
+import { loadModel, loadStoredModel } from "../../../src/model/checkpoint/load.ts";
+import { Engine } from "../../../src/model/engine/engine.ts";
+import { deviceWeights } from "../../../src/model/engine/weights.ts";
+import type { GgufVocabulary } from "../../../src/model/text/gguf.ts";
+import { characterTokenizer } from "../../../src/model/text/tokenizer.ts";
+import { temporaryFolder } from "../../base/temporary-folder.ts";
+import { createEngine } from "../../compute/harness.ts";
+
+const CONFIG: LlamaConfig = {
+  vocabSize: 40,
+  hiddenSize: 64,
+  intermediateSize: 96,
+  layers: 2,
+  heads: 4,
+  kvHeads: 2,
+  headDim: 16,
+  rmsNormEpsilon: 1e-5,
+  ropeTheta: 1e4,
+  maxPositions: 64,
+  tieEmbeddings: false,
+};
+const VOCABULARY: GgufVocabulary = {
+  model: "llama",
+  tokens: ["<unk>", "<s>", "</s>", ...Array.from({ length: 36 }, (_, i) => `t${i}`), "▁"],
+  scores: new Float32Array(40),
+  tokenTypes: Int32Array.from({ length: 40 }, (_, id) => (id === 0 ? 2 : id < 3 ? 3 : 1)),
+  unknownId: 0,
+  bosId: 1,
+  eosId: 2,
+  addBos: true,
+  addSpacePrefix: false,
+};
+
+async function fileOf(type: WritableType, config = CONFIG): Promise<string> {
+  const file = join(await temporaryFolder(), "model.gguf");
+  const tensors = initializeLlama(config, 1);
+  const json = modelConfigJson({ config, extra: {} });
+  await saveGguf(file, { config: json, tensors, vocabulary: VOCABULARY }, { type, name: "x" });
+  return file;
+}
+
+let runtime: Runtime;
+beforeAll(async () => {
+  runtime = await createEngine();
+});
+afterAll(() => runtime.dispose());
+
+describe("loadStoredModel", () => {
+  it.each(["Q4_0", "Q8_0"] as const)(
+    "leaves blocks as they are, and joins those of one input: %s",
+    async (type) => {
+      const file = await fileOf(type);
+      const { weights } = await loadStoredModel(file);
+      await using source = await openGgufModel(file);
+      const at = "model.layers.1";
+      const joined = weights[`${at}.self_attn.qkv_proj.weight`] as QuantizedMatrix;
+      const parts = await Promise.all(
+        ["q", "k", "v"].map(async (name) =>
+          nBitsOperands(name, await source.readBlocks(`${at}.self_attn.${name}_proj.weight`)),
+        ),
+      );
+      expect(joined).toMatchObject({
+        N: 128,
+        K: 64,
+        bits: type === "Q4_0" ? 4 : 8,
+        blockSize: 32,
+        rounding: 0,
+      });
+      expect([...joined.codes.data]).toEqual(parts.flatMap(({ codes }) => [...codes.data]));
+      expect([...joined.scales.data]).toEqual(parts.flatMap(({ scales }) => [...scales.data]));
+      expect(weights[`${at}.mlp.gate_up_proj.weight`]).toMatchObject({ N: 192, K: 64 });
+      expect(
+        Object.keys(weights)
+          .filter((name) => name.startsWith(at))
+          .sort(),
+      ).toEqual(
+        [
+          ...["input_layernorm", "mlp.down_proj", "mlp.gate_up_proj", "post_attention_layernorm"],
+          ...["self_attn.o_proj", "self_attn.qkv_proj"],
+        ].map((name) => `${at}.${name}.weight`),
+      );
+      expect(isQuantizedMatrix(weights["model.norm.weight"]!)).toBe(false);
+    },
+  );
+
+  it("makes an engine say what the widened model says", async () => {
+    const file = await fileOf("Q4_0");
+    const requests = [{ prompt: [1, 5, 9, 30], samples: 2, seed: 4 }];
+    const options = { maxNewTokens: 30, stopIds: [] };
+    const { config, weights } = await loadStoredModel(file);
+    const ours = new Engine(runtime, config, { slots: 2, stored: { weights, activations: "f32" } });
+    const twin = new Engine(runtime, config, { slots: 2 });
+    twin.adopt(deviceWeights(runtime, (await loadModel(file)).tensors));
+    const said = await Promise.all([ours, twin].map((engine) => engine.generate(requests, options)));
+    expect(said[0]![0]!.map(({ ids }) => ids)).toEqual(said[1]![0]!.map(({ ids }) => ids));
+    expect(said[0]![0]![0]!.ids).not.toEqual(said[0]![0]![1]!.ids);
+    for (const engine of [ours, twin]) await engine.dispose();
+  });
+
+  it("widens what an engine cannot take so: floats, and heads that are too narrow", async () => {
+    const narrow = { ...CONFIG, heads: 8, headDim: 8 };
+    for (const file of [await fileOf("F16"), await fileOf("Q4_0", narrow)]) {
+      const { weights } = await loadStoredModel(file);
+      expect(weights).toEqual((await loadModel(file)).tensors);
+    }
+  });
+
+  it("loads a folder, too", async () => {
+    const tokenizer = characterTokenizer({ alphabet: "abc" });
+    const config = { ...CONFIG, vocabSize: tokenizer.vocabSize };
+    const tensors = initializeLlama(config, 2);
+    const folder = join(await temporaryFolder(), "model");
+    await saveModelFolder(folder, { config, tensors, tokenizer });
+    expect((await loadStoredModel(folder)).weights).toEqual(tensors);
+  });
+});
