@@ -14,11 +14,14 @@ import {
 import { LlamaCppSide } from "../../bench/gguf-llamacpp.ts";
 import { PonderaSide } from "../../bench/gguf-pondera.ts";
 import { BEGINNINGS, TEXT } from "../../bench/gguf-texts.ts";
+import { Runtime } from "../../src/compute/runtime/runtime.ts";
 import { parseLlamaConfig } from "../../src/model/arch/llama-json.ts";
 import { readWeights } from "../../src/model/checkpoint/folder.ts";
 import { saveGguf } from "../../src/model/checkpoint/gguf/save.ts";
 import { openLlama2c, readLlama2cTokenizer } from "../../src/model/checkpoint/llama2c.ts";
-import { loadStoredModel } from "../../src/model/checkpoint/load.ts";
+import { loadModel, loadStoredModel } from "../../src/model/checkpoint/load.ts";
+import { TokenScorer } from "../../src/model/engine/token-scorer.ts";
+import { deviceWeights } from "../../src/model/engine/weights.ts";
 import { characterTokenizer } from "../../src/model/text/tokenizer.ts";
 import { temporaryFolder } from "../base/temporary-folder.ts";
 
@@ -69,9 +72,10 @@ describe.skipIf(!(existsSync(SMOLLM2) && hasLlamaCpp))("SmolLM2-135M-Instruct, Q
   const [ours, theirs] = [new PonderaSide(), new LlamaCppSide()];
   let agreement: Agreement;
   beforeAll(async () => {
+    // One thread each: llama.cpp's wait for each other by spinning, which takes for ever where there is one core for two.
     for (const side of [ours, theirs]) {
-      await side.start(2);
-      await side.load({ file: SMOLLM2, threads: 2, sequences: 1, positions: 704 });
+      await side.start(1);
+      await side.load({ file: SMOLLM2, threads: 1, sequences: 1, positions: 704 });
     }
     const { tokenizer } = await loadStoredModel(SMOLLM2);
     agreement = await agreementOf(tokenizer, ours, theirs);
@@ -84,9 +88,22 @@ describe.skipIf(!(existsSync(SMOLLM2) && hasLlamaCpp))("SmolLM2-135M-Instruct, Q
     expect(agreedShare(agreement), agreementLines(agreement).join("\n")).toBeGreaterThanOrEqual(0.95);
   });
 
-  it("is as surprised by a text as llama.cpp is, to half a per cent", () => {
+  it("is as surprised by a text as its weights are in float32, to 0.3 %", async () => {
+    const { config, tensors, tokenizer } = await loadModel(SMOLLM2);
+    const runtime = await Runtime.create({ threads: 1 });
+    const scorer = new TokenScorer(runtime, config, { maxPositions: 512 });
+    scorer.adopt(deviceWeights(runtime, tensors));
+    const logp = await scorer.score(tokenizer.encode(TEXT));
+    await scorer.dispose();
+    runtime.dispose();
+    const exact = Math.exp(-logp.reduce((sum, x) => sum + x, 0) / logp.length);
+    expect(Math.abs(agreement.perplexity.ours / exact - 1)).toBeLessThan(0.003);
+  }, 120_000);
+
+  // Both round what they multiply to bytes, each in its own way, and llama.cpp's cache is of halves: it is 0.8 % from float32.
+  it("is as surprised by a text as llama.cpp is, to one per cent", () => {
     const { perplexity } = agreement;
-    expect(Math.abs(perplexity.ours / perplexity.theirs - 1)).toBeLessThan(0.005);
+    expect(Math.abs(perplexity.ours / perplexity.theirs - 1)).toBeLessThan(0.01);
   });
 });
 
