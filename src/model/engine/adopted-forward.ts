@@ -8,19 +8,22 @@ import type { Value } from "../../compute/graph/ir.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache } from "../../compute/runtime/jit.ts";
-import type { Call, Program } from "../../compute/runtime/program.ts";
+import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import {
+  bindDecoder,
+  bindForward,
   type Caches,
   cachePairs,
-  cachePorts,
+  copyPositions,
   type Decoder,
   type Forward,
   type Prefix,
   type Prompt,
+  runOnce,
 } from "./forward.ts";
 
 export type WeightTensors = Readonly<Record<string, DeviceTensor<"f32">>>;
@@ -88,31 +91,18 @@ export class AdoptedForward implements Forward {
       inputs.last.data[row] = row * T + prompt.length - 1;
     }
     const logits = this.#runtime.tensor("f32", [B, V]);
-    const call = this.#bind(program, inputs, caches, logits);
-    try {
-      await call.run();
-    } finally {
-      call.dispose();
-    }
+    await runOnce(bindForward(program, specs, caches, { ...this.#adopted, ...inputs }, logits));
     return prompts.map(({ prompt: { length } }, row) => {
-      const compacted = caches.map(({ data }, i) => {
-        const { groups, width } = specs[i]!;
-        const copy = new Float32Array(groups * length * width);
-        for (let group = 0; group < groups; group++) {
-          const from = (row * groups + group) * T * width;
-          copy.set(data.subarray(from, from + length * width), group * length * width);
-        }
-        return copy;
-      });
+      const compacted = caches.map(({ data }, i) => copyPositions(data, specs[i]!, row, T, length));
       const own = logits.data.slice(row * V, (row + 1) * V);
       return { length, caches: compacted, positions: length, logits: own };
     });
   }
 
   async decoder(active: number): Promise<Decoder> {
-    const { specs, tensors, slots, maxPositions } = this.#caches;
-    const B = bucketFor(active, slots);
-    const mark = this.#adopted[this.#mark]!;
+    const B = bucketFor(active, this.#caches.slots);
+    const weights = this.#adopted;
+    const mark = weights[this.#mark]!;
     let known = this.#decoders.get(mark);
     if (known === undefined) {
       known = new Map();
@@ -121,17 +111,8 @@ export class AdoptedForward implements Forward {
     let decoder = known.get(B);
     if (decoder === undefined) {
       const program = await this.#program(B, 1);
-      // Smaller batches work on the first rows of the same memory.
-      const caches = tensors.map((cache, i) => cache.view(cacheShapeOf(specs[i]!, B, maxPositions)));
-      const inputs = {
-        ids: this.#runtime.tensor("i32", [B, 1]),
-        lengths: this.#runtime.tensor("i32", [B]),
-        total: this.#runtime.tensor("i32", [1]),
-      };
       const logits = this.#runtime.tensor("f32", [B, this.#config.vocabSize]);
-      const call = this.#bind(program, inputs, caches, logits);
-      const { ids, lengths, total } = inputs;
-      decoder = { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
+      decoder = bindDecoder(this.#runtime, program, this.#caches, weights, logits);
       known.set(B, decoder);
     }
     return decoder;
@@ -169,16 +150,6 @@ export class AdoptedForward implements Forward {
       return { graph, options: { inPlace: cachePairs(specs) } };
     });
     return program;
-  }
-
-  #bind(
-    program: Program,
-    inputs: Readonly<Record<string, DeviceTensor>>,
-    caches: readonly DeviceTensor[],
-    logits: DeviceTensor,
-  ): Call {
-    const { past, next } = cachePorts(this.#caches.specs, caches);
-    return program.bind({ ...this.#adopted, ...inputs, ...past }, { logits, ...next });
   }
 
   dispose(): Promise<void> {

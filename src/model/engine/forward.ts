@@ -1,8 +1,9 @@
 /** What the engine asks of a model's weights: to run prompts, and to run one more token of several sequences. */
 
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
-import type { Call } from "../../compute/runtime/program.ts";
-import type { CacheSpec } from "../arch/architecture.ts";
+import type { Call, Program } from "../../compute/runtime/program.ts";
+import type { Runtime } from "../../compute/runtime/runtime.ts";
+import { type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
 
 /** A prompt that has been run: what its samples start from. */
 export interface Prefix {
@@ -69,4 +70,64 @@ export function cachePorts(
 /** Pairs of a cache and an output that extends it in the same memory. */
 export function cachePairs(specs: readonly CacheSpec[]): (readonly [input: string, output: string])[] {
   return specs.flatMap(({ name, outputs }) => outputs.map((output) => [name, output] as const));
+}
+
+/** The first `length` positions of a row of a cache [rows, G, positions, W], in memory of their own: [G, length, W]. */
+export function copyPositions(
+  cache: Float32Array,
+  { groups, width }: CacheSpec,
+  row: number,
+  positions: number,
+  length: number,
+): Float32Array {
+  const copy = new Float32Array(groups * length * width);
+  for (let group = 0; group < groups; group++) {
+    const from = (row * groups + group) * positions * width;
+    copy.set(cache.subarray(from, from + length * width), group * length * width);
+  }
+  return copy;
+}
+
+type Inputs = Readonly<Record<string, DeviceTensor>>;
+
+/** Binds a program that goes on with caches. @param inputs all others, weights among them if the program takes any */
+export function bindForward(
+  program: Program,
+  specs: readonly CacheSpec[],
+  caches: readonly DeviceTensor[],
+  inputs: Inputs,
+  logits: DeviceTensor,
+): Call {
+  const { past, next } = cachePorts(specs, caches);
+  return program.bind({ ...inputs, ...past }, { logits, ...next });
+}
+
+/** Runs a call that was bound for this once. */
+export async function runOnce(call: Call): Promise<void> {
+  try {
+    await call.run();
+  } finally {
+    call.dispose();
+  }
+}
+
+/**
+ * A decoder of B sequences, in the first rows of the caches: smaller batches work on the same memory.
+ * @param weights  those that the program takes as inputs
+ * @param logits   [B, V]
+ */
+export function bindDecoder(
+  runtime: Runtime,
+  program: Program,
+  { specs, tensors, maxPositions }: Caches,
+  weights: Inputs,
+  logits: DeviceTensor<"f32">,
+): Decoder {
+  const B = logits.shape[0]!;
+  const caches = tensors.map((cache, i) => cache.view(cacheShapeOf(specs[i]!, B, maxPositions)));
+  const ids = runtime.tensor("i32", [B, 1]);
+  const lengths = runtime.tensor("i32", [B]);
+  const total = runtime.tensor("i32", [1]);
+  const call = bindForward(program, specs, caches, { ...weights, ids, lengths, total }, logits);
+  return { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
 }

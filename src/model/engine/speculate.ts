@@ -16,6 +16,7 @@ import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, type CacheSpec, cacheShapeOf, type Draft } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import type { GenerateOptions, GenerateRequest, TokenEngine, WeightTensors } from "./engine.ts";
+import { cachePairs, cachePorts } from "./forward.ts";
 
 export interface SpeculateOptions {
   readonly maxNewTokens: number;
@@ -291,19 +292,12 @@ export class Speculator {
           return part === "draft" ? outputs : { ...outputs, states: decoded.hidden };
         },
       ),
-      options: {
-        inPlace: specs.flatMap(({ name, outputs }) => outputs.map((output) => [name, output] as const)),
-      },
+      options: { inPlace: cachePairs(specs) },
     }));
     const tensors = Object.fromEntries(
       Object.entries(inputs).map(([name, { shape }]) => [name, this.#runtime.tensor("i32", shape)]),
     );
-    const past: Record<string, DeviceTensor> = {};
-    const next: Record<string, DeviceTensor> = {};
-    for (const [i, { name, outputs }] of specs.entries()) {
-      past[name] = this.#caches[part][i]!;
-      for (const output of outputs) next[output] = this.#caches[part][i]!;
-    }
+    const { past, next } = cachePorts(specs, this.#caches[part]);
     const logits = this.#runtime.tensor("f32", [all ? 2 : 1, this.config.vocabSize]);
     const hidden = this.#hiddenOf(part, T);
     const call = program.bind(

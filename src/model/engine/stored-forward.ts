@@ -10,7 +10,7 @@ import { dequantize } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache } from "../../compute/runtime/jit.ts";
-import type { Call, Program } from "../../compute/runtime/program.ts";
+import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { DType } from "../../compute/tensor/dtype.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
@@ -19,13 +19,16 @@ import { cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
 import { isQuantizedMatrix, type StoredWeights } from "../arch/stored.ts";
 import {
+  bindDecoder,
+  bindForward,
   type Caches,
   cachePairs,
-  cachePorts,
+  copyPositions,
   type Decoder,
   type Forward,
   type Prefix,
   type Prompt,
+  runOnce,
 } from "./forward.ts";
 
 export interface StoredOptions {
@@ -131,44 +134,21 @@ export class StoredForward implements Forward {
         total: this.#runtime.tensor("i32", [1], [end]),
         last: this.#runtime.tensor("i32", [1], [piece.length - 1]),
       };
-      const call = this.#bind(program, inputs, this.#scratch, logits);
-      try {
-        await call.run();
-      } finally {
-        call.dispose();
-      }
+      await runOnce(bindForward(program, specs, this.#scratch, inputs, logits));
     }
     const { length } = prompt;
     const whole = this.#scratch.map(({ data }) => data);
-    const keep = (cache: Float32Array, i: number): Float32Array => {
-      const { groups, width } = specs[i]!;
-      const copy = new Float32Array(groups * length * width);
-      for (let group = 0; group < groups; group++) {
-        const from = group * maxPositions * width;
-        copy.set(cache.subarray(from, from + length * width), group * length * width);
-      }
-      return copy;
-    };
-    return samples === 1
-      ? { length, caches: whole, positions: maxPositions, logits: logits.data }
-      : { length, caches: whole.map(keep), positions: length, logits: logits.data };
+    if (samples === 1) return { length, caches: whole, positions: maxPositions, logits: logits.data };
+    const kept = whole.map((data, i) => copyPositions(data, specs[i]!, 0, maxPositions, length));
+    return { length, caches: kept, positions: length, logits: logits.data };
   }
 
   async decoder(active: number): Promise<Decoder> {
     let decoder = this.#decoders.get(active);
     if (decoder === undefined) {
-      const { specs, tensors, maxPositions } = this.#caches;
       const program = await this.#program("step");
-      const caches = tensors.map((cache, i) => cache.view(cacheShapeOf(specs[i]!, active, maxPositions)));
-      const inputs = {
-        ids: this.#runtime.tensor("i32", [active, 1]),
-        lengths: this.#runtime.tensor("i32", [active]),
-        total: this.#runtime.tensor("i32", [1]),
-      };
       const logits = this.#logits.view([active, this.#config.vocabSize]);
-      const call = this.#bind(program, inputs, caches, logits);
-      const { ids, lengths, total } = inputs;
-      decoder = { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
+      decoder = bindDecoder(this.#runtime, program, this.#caches, {}, logits);
       this.#decoders.set(active, decoder);
     }
     return decoder;
@@ -219,16 +199,6 @@ export class StoredForward implements Forward {
         return [name, dequantize(parts, { bits, blockSize, activations: exact ? "f32" : "i8" })];
       }),
     );
-  }
-
-  #bind(
-    program: Program,
-    inputs: Readonly<Record<string, DeviceTensor>>,
-    caches: readonly DeviceTensor[],
-    logits: DeviceTensor,
-  ): Call {
-    const { past, next } = cachePorts(this.#caches.specs, caches);
-    return program.bind({ ...inputs, ...past }, { logits, ...next });
   }
 
   dispose(): Promise<void> {

@@ -8,7 +8,6 @@ import type { Value } from "../../compute/graph/ir.ts";
 import { reshape, sub, takeAlongLast } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import { logSumExp } from "../../compute/ops/stable.ts";
-import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache } from "../../compute/runtime/jit.ts";
 import type { Call } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
@@ -16,6 +15,7 @@ import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import type { WeightTensors } from "./engine.ts";
+import { cachePairs, cachePorts } from "./forward.ts";
 
 export interface TokenScorerOptions {
   /** Longest text. @default the model's own limit */
@@ -160,20 +160,15 @@ export class TokenScorer {
         const chosen = takeAlongLast(logits, x["targets"]!); // [T, V] → [T, 1]
         return { logp: sub(reshape(chosen, [T]), reshape(logSumExp(logits), [T])), ...caches };
       }),
-      options: {
-        inPlace: specs.flatMap(({ name, outputs }) => outputs.map((output) => [name, output] as const)),
-      },
+      options: { inPlace: cachePairs(specs) },
     }));
     const tensors = Object.fromEntries(
       Object.entries(integers).map(([name, { shape }]) => [name, this.#runtime.tensor("i32", shape)]),
     );
-    const past: Record<string, DeviceTensor> = {};
-    const next: Record<string, DeviceTensor> = {};
-    for (const [i, { name, outputs }] of specs.entries()) {
-      const cache = this.#runtime.tensor("f32", shapes[i]!);
-      past[name] = cache;
-      for (const output of outputs) next[output] = cache;
-    }
+    const { past, next } = cachePorts(
+      specs,
+      shapes.map((shape) => this.#runtime.tensor("f32", shape)),
+    );
     const logp = this.#runtime.tensor("f32", [T]);
     const data = (name: string): Int32Array => tensors[name]!.data;
     this.#bound = {
