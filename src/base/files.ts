@@ -27,6 +27,13 @@ function isSystemError(error: unknown): error is NodeJS.ErrnoException {
   return error instanceof Error && typeof (error as NodeJS.ErrnoException).code === "string";
 }
 
+/** Whether there is something at a path that this user can reach. */
+export const exists = (path: string): Promise<boolean> =>
+  stat(path).then(
+    () => true,
+    () => false,
+  );
+
 /**
  * The typed form of what a file function threw; errors that are already typed, and those that are no file errors, stay as
  * they are.

@@ -2,6 +2,7 @@
 
 import { once } from "node:events";
 import picocolors from "picocolors";
+import { jsonText } from "../../base/json.ts";
 import type { Colors } from "./live-view.ts";
 
 /** A stream that may be a terminal. */
@@ -43,5 +44,5 @@ export async function write(output: Output, text: string): Promise<void> {
 
 /** Writes a value as JSON, indented for a person. */
 export async function writeJson(output: Output, value: unknown): Promise<void> {
-  await write(output, `${JSON.stringify(value, undefined, 2)}\n`);
+  await write(output, jsonText(value));
 }

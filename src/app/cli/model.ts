@@ -1,17 +1,18 @@
 /** From what a person types to a model that writes: a model's folder or GGUF file, a run's name or folder, a pulled model. */
 
 import type { Stats } from "node:fs";
-import { access, stat } from "node:fs/promises";
+import { stat } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
 import { ConfigError, FileError, invariant } from "../../base/errors.ts";
-import { recoverFolder } from "../../base/files.ts";
+import { exists, recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
 import { HEAD_STEP } from "../../model/arch/llama.ts";
 import { architectureOf } from "../../model/arch/models.ts";
 import { isQuantizedMatrix, type StoredWeights } from "../../model/arch/stored.ts";
+import { isAdapterFolder } from "../../model/checkpoint/adapter.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
 import type { StoredModel } from "../../model/checkpoint/load.ts";
 import { padHeads } from "../../model/checkpoint/pad-heads.ts";
@@ -41,12 +42,6 @@ export const MODEL_ARGUMENT = [
   "a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under",
 ] as const;
 
-const exists = (path: string): Promise<boolean> =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
-
 const statOf = (path: string): Promise<Stats | undefined> =>
   stat(path).then(
     (found) => found,
@@ -57,7 +52,7 @@ const MODEL = "model";
 
 /** Whether a folder holds a model, or adapters to one. */
 const holdsModel = async (folder: string): Promise<boolean> =>
-  (await exists(join(folder, "config.json"))) || (await exists(join(folder, "adapter_config.json")));
+  (await exists(join(folder, "config.json"))) || (await isAdapterFolder(folder));
 
 /** A pulled model of that name. */
 async function findStored(name: string, env: Io["env"]): Promise<FoundModel | undefined> {

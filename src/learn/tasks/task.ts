@@ -7,6 +7,7 @@
  */
 import { z } from "zod";
 import { expectKnown, TaskError } from "../../base/errors.ts";
+import { valueAt } from "../../base/json.ts";
 import type { Random } from "../../compute/tensor/random.ts";
 import type { ChatMessage } from "../../model/text/chat-template.ts";
 
@@ -229,15 +230,6 @@ export function describe(value: unknown): string {
   }
   text ??= Object.prototype.toString.call(value);
   return text.length > 80 ? `${text.slice(0, 77)}…` : text;
-}
-
-function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
-  let value = root;
-  for (const key of path) {
-    if (typeof value !== "object" || value === null) return undefined;
-    value = (value as Record<PropertyKey, unknown>)[key];
-  }
-  return value;
 }
 
 /**

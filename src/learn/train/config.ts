@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
+import { valueAt } from "../../base/json.ts";
 import { ADAPTER_TARGETS, type AdapterConfig, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
@@ -200,14 +201,6 @@ export type PolicyStageConfig = RunConfig["rl"];
 export type ModelSizes = NonNullable<RunConfig["model"]>;
 /** The configuration of a run that makes its own model. */
 export type FreshRunConfig = RunConfig & { readonly model: ModelSizes };
-
-function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
-  return path.reduce<unknown>(
-    (value, key) =>
-      typeof value === "object" && value !== null ? (value as Record<PropertyKey, unknown>)[key] : undefined,
-    root,
-  );
-}
 
 /** The names a section of the configuration has; undefined for a field. */
 function namesAt(path: readonly PropertyKey[]): readonly string[] | undefined {

@@ -12,11 +12,19 @@
  */
 
 import { constants, createReadStream } from "node:fs";
-import { type FileHandle, mkdir, open, readdir, rename, rm, stat } from "node:fs/promises";
+import { type FileHandle, mkdir, open, readdir, rename, rm } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { z } from "zod";
 import { ConfigError, expectKnown, FileError, FormatError, invariant } from "../../base/errors.ts";
-import { fileError, readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import {
+  exists,
+  fileError,
+  readJson,
+  recoverFolder,
+  writeFileAtomic,
+  writeFolderAtomic,
+} from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import { isLocked } from "../../base/lock.ts";
 import { BYTES, typedArray } from "../../compute/tensor/dtype.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
@@ -82,12 +90,6 @@ function parse<T>(schema: z.ZodType<T>, path: string, value: unknown): T {
   const field = issue === undefined || issue.path.length === 0 ? "" : `: ${issue.path.join(".")}`;
   throw new FormatError({ where: `${path}${field}`, rule: issue?.message ?? "must follow its schema" });
 }
-
-const exists = (path: string): Promise<boolean> =>
-  stat(path).then(
-    () => true,
-    () => false,
-  );
 
 /**
  * The records of a JSONL file. A last line without its line break was torn by a kill and is left out.
@@ -365,7 +367,7 @@ export class RunFolder {
 
   /** Writes `result.json`. */
   async writeResult(result: RunResult): Promise<void> {
-    await writeFileAtomic(join(this.path, "result.json"), `${JSON.stringify(result, undefined, 2)}\n`);
+    await writeFileAtomic(join(this.path, "result.json"), jsonText(result));
   }
 
   /** Closes the logs and lets others open the run. Calling it again does nothing. */
@@ -501,7 +503,7 @@ export async function readCheckpoint(path: string, step: number): Promise<Checkp
 }
 
 function writeManifest(path: string, manifest: RunManifest): Promise<void> {
-  return writeFileAtomic(join(path, "run.json"), `${JSON.stringify(manifest, undefined, 2)}\n`);
+  return writeFileAtomic(join(path, "run.json"), jsonText(manifest));
 }
 
 /** @throws FileError when the folder is no run; FormatError when its run.json is damaged or of another version */

@@ -2,6 +2,7 @@
 
 import { z } from "zod";
 import { ConfigError } from "../../base/errors.ts";
+import { valueAt } from "../../base/json.ts";
 
 export const count = z.int("must be a whole number").positive("must be positive");
 export const countOrNone = z.int("must be a whole number").nonnegative("must not be negative");
@@ -87,15 +88,6 @@ export function ropeTheta(json: {
     .map((where) => where?.rope_theta ?? undefined)
     .filter((theta) => theta !== undefined);
   return { theta: given[0] ?? DEFAULT_ROPE_THETA, agree: new Set(given).size <= 1 };
-}
-
-/** The value at a path of a JSON document; undefined where there is none. */
-function valueAt(json: unknown, path: readonly PropertyKey[]): unknown {
-  return path.reduce<unknown>(
-    (value, key) =>
-      typeof value === "object" && value !== null ? (value as Record<PropertyKey, unknown>)[key] : undefined,
-    json,
-  );
 }
 
 /** A value as an error shows it: short, whatever a damaged file holds. */

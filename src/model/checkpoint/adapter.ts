@@ -5,11 +5,11 @@
  * @source huggingface.co/docs/peft/developer_guides/checkpoint
  */
 
-import { access } from "node:fs/promises";
 import { isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { FileError, FormatError } from "../../base/errors.ts";
-import { readJson, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { exists, readJson, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sameShape } from "../../compute/tensor/shape.ts";
 import { type AdapterConfig, adapterNames, mergeAdapter } from "../arch/adapters.ts";
@@ -48,12 +48,6 @@ export interface AdapterFolder {
   /** `generation_config.json`; undefined where there is none. */
   readonly generationConfig?: Readonly<Record<string, unknown>>;
 }
-
-const exists = (path: string): Promise<boolean> =>
-  access(path).then(
-    () => true,
-    () => false,
-  );
 
 /** Whether a folder holds adapters and no model of its own. */
 export async function isAdapterFolder(folder: string): Promise<boolean> {
@@ -187,12 +181,11 @@ export async function saveAdapterFolder(
     alpha_pattern: {},
     inference_mode: true,
   };
-  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
   const named = Object.entries(tensors).map(([name, tensor]) => [PREFIX + name, tensor]);
   await writeFolderAtomic(folder, async (partial) => {
-    await writeFileAtomic(join(partial, CONFIG), text(config));
+    await writeFileAtomic(join(partial, CONFIG), jsonText(config));
     if (generationConfig !== undefined)
-      await writeFileAtomic(join(partial, GENERATION), text(generationConfig));
+      await writeFileAtomic(join(partial, GENERATION), jsonText(generationConfig));
     await writeSafetensors(join(partial, WEIGHTS), Object.fromEntries(named), { format: "pt" });
   });
 }

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { z } from "zod";
 import { ConfigError, FileError, FormatError } from "../../base/errors.ts";
 import { readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
 import {
@@ -282,17 +283,16 @@ export function checkModelFiles(model: WritableModel): void {
 
 /** Writes all but the weights into a folder that is there. @throws FileError when it cannot be written */
 export async function writeModelFiles(folder: string, model: WritableModel): Promise<void> {
-  const text = (json: unknown) => `${JSON.stringify(json, undefined, 2)}\n`;
   const { stopIds = [] } = model;
   const ends = stopIds.length === 0 ? {} : { eos_token_id: stopIds.length === 1 ? stopIds[0] : stopIds };
   const generation = { ...tokenIds(model.tokenizer), ...ends, ...model.generationConfig };
-  await writeFileAtomic(join(folder, CONFIG), text(configJsonOf(model)));
-  await writeFileAtomic(join(folder, GENERATION), text(generation));
+  await writeFileAtomic(join(folder, CONFIG), jsonText(configJsonOf(model)));
+  await writeFileAtomic(join(folder, GENERATION), jsonText(generation));
   await model.tokenizer.save(folder);
   if (model.chatTemplate === undefined) return;
   const file = tokenizerPaths(folder).config;
   const config = { ...((await readJson(file)) as object), chat_template: model.chatTemplate.source };
-  await writeFileAtomic(file, text(config));
+  await writeFileAtomic(file, jsonText(config));
 }
 
 /**

@@ -2,7 +2,7 @@
 
 import { stat } from "node:fs/promises";
 import { FormatError } from "../../base/errors.ts";
-import { fileError, recoverFolder } from "../../base/files.ts";
+import { exists, fileError, recoverFolder } from "../../base/files.ts";
 import { ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
 import { type GgufVocabulary, tokenizerFromGguf } from "../text/gguf.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
@@ -19,12 +19,8 @@ export interface ModelText {
 
 /** Whether a model is a folder; otherwise it is a file. @throws FileError when there is neither */
 export async function isModelFolder(path: string): Promise<boolean> {
-  const isThere = await stat(path).then(
-    () => true,
-    () => false,
-  );
   // A folder may be away for the moment in which it is replaced.
-  if (!isThere) await recoverFolder(path);
+  if (!(await exists(path))) await recoverFolder(path);
   try {
     return (await stat(path)).isDirectory();
   } catch (error) {

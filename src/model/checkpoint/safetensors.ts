@@ -12,6 +12,7 @@
 import { basename, dirname, join } from "node:path";
 import { FormatError, invariant } from "../../base/errors.ts";
 import { readJson, writeFileAtomic } from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
 import { type Shape, sizeOf } from "../../compute/tensor/shape.ts";
 import { openRanges, type RangeReader } from "./range-reader.ts";
@@ -529,6 +530,6 @@ export async function writeSharded(
   }
   const total_size = shards.reduce((sum, { bytes }) => sum + bytes, 0);
   const weight_map = Object.fromEntries(Object.entries(places).sort(([a], [b]) => byName(a, b)));
-  const index = `${JSON.stringify({ metadata: { total_size }, weight_map }, undefined, 2)}\n`;
+  const index = jsonText({ metadata: { total_size }, weight_map });
   await writeFileAtomic(join(folder, "model.safetensors.index.json"), index);
 }

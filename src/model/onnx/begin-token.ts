@@ -5,6 +5,7 @@
  */
 
 import { writeFileAtomic } from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import { prepends, type Tokenizer } from "../text/tokenizer.ts";
 import { parseTokenizerJson, readTokenizerFiles, tokenizerPaths } from "../text/tokenizer-files.ts";
 
@@ -42,6 +43,6 @@ export async function writeBeginToken(folder: string, tokenizer: Tokenizer): Pro
   }
   if (config["add_bos_token"] !== true) {
     const said = { ...config, add_bos_token: true };
-    await writeFileAtomic(paths.config, `${JSON.stringify(said, undefined, 2)}\n`);
+    await writeFileAtomic(paths.config, jsonText(said));
   }
 }

@@ -20,6 +20,7 @@ import { chmod, copyFile, link, lstat, mkdir, open, readdir, rename, rm, rmdir }
 import { dirname, join } from "node:path";
 import { ConfigError, FileError, FormatError, nearestOf, PonderaError } from "../../base/errors.ts";
 import { fileError, syncFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { jsonText } from "../../base/json.ts";
 import { acquireLock, LockedError, waitForLock } from "../../base/lock.ts";
 import { ALIASES } from "./aliases.ts";
 import { type Manifest, readManifest, type StoredFile } from "./manifest.ts";
@@ -388,7 +389,7 @@ export class ModelStore {
   async #write(manifest: Manifest): Promise<void> {
     const home = await this.folder(MODELS, ...nameFolders(parseModelName(manifest.name)));
     await this.#makeView(home, manifest.files);
-    await writeFileAtomic(join(home, MANIFEST), `${JSON.stringify(manifest, undefined, 2)}\n`);
+    await writeFileAtomic(join(home, MANIFEST), jsonText(manifest));
     // What an earlier manifest listed, and what killed writers left.
     const kept = new Set([MANIFEST, viewName(manifest.files)]);
     for (const entry of await names(home)) {

@@ -8,6 +8,7 @@
 
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../base/errors.ts";
+import { jsonText } from "../../base/json.ts";
 import { THINK_TAGS } from "./think.ts";
 import {
   type EncodeOptions,
@@ -225,10 +226,7 @@ export function characterTokenizer(options: {
   return new CharacterTokenizer(
     { ids, added },
     { padId: 0, bosId: 1, eosId: 2, addsBos: true },
-    {
-      tokenizer: `${JSON.stringify(tokenizer, undefined, 2)}\n`,
-      config: `${JSON.stringify(config, undefined, 2)}\n`,
-    },
+    { tokenizer: jsonText(tokenizer), config: jsonText(config) },
   );
 }
 

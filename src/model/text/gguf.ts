@@ -8,6 +8,7 @@
  */
 
 import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
+import { jsonText } from "../../base/json.ts";
 import type { AddedToken } from "./added-tokens.ts";
 import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import {
@@ -127,7 +128,7 @@ function lazyFiles(tokenizer: () => object, config: object): TokenizerFiles {
       return `${JSON.stringify(tokenizer(), undefined, 1)}\n`;
     },
     get config() {
-      return `${JSON.stringify(config, undefined, 2)}\n`;
+      return jsonText(config);
     },
   };
 }

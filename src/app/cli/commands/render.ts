@@ -4,6 +4,7 @@ import type { Command } from "commander";
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { readText } from "../../../base/files.ts";
+import { valueAt } from "../../../base/json.ts";
 import { loadModelText } from "../../../model/checkpoint/model-text.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { type ChatMessage, ChatTemplate } from "../../../model/text/chat-template.ts";
@@ -53,10 +54,6 @@ const pathOf = (path: readonly PropertyKey[]): string =>
     .map((key) => (typeof key === "number" ? `[${key}]` : `.${String(key)}`))
     .join("")
     .replace(/^\./, "");
-
-function valueAt(json: unknown, path: readonly PropertyKey[]): unknown {
-  return path.reduce<unknown>((value, key) => (value as Record<PropertyKey, unknown>)?.[key], json);
-}
 
 /** @throws FormatError naming the message and the field that break the form */
 function parseMessages(where: string, text: string): Parsed {
