@@ -1,6 +1,7 @@
 /** Small models for tests. */
 
 import type { HostArray } from "../../src/compute/tensor/host.ts";
+import type { DeepseekV3Config } from "../../src/model/arch/deepseek-v3.ts";
 import { initializeLlama, type LlamaConfig } from "../../src/model/arch/llama.ts";
 import { parseModelConfig } from "../../src/model/arch/models.ts";
 
@@ -14,6 +15,49 @@ export const TINY: LlamaConfig = {
   kvHeads: 1,
   headDim: 16,
   rmsNormEpsilon: 1e-5,
+  ropeTheta: 1e4,
+  maxPositions: 64,
+  tieEmbeddings: false,
+};
+
+/** Wide enough for blocks of whole numbers. */
+export const BLOCKY: LlamaConfig = {
+  vocabSize: 40,
+  hiddenSize: 64,
+  intermediateSize: 96,
+  layers: 2,
+  heads: 4,
+  kvHeads: 2,
+  headDim: 16,
+  rmsNormEpsilon: 1e-5,
+  ropeTheta: 1e4,
+  maxPositions: 64,
+  tieEmbeddings: false,
+};
+
+/** A DeepSeek-V3 with a head for the token after next. */
+export const DRAFTING: DeepseekV3Config = {
+  modelType: "deepseek_v3",
+  vocabSize: 9,
+  hiddenSize: 32,
+  intermediateSize: 32,
+  expertSize: 16,
+  layers: 2,
+  denseLayers: 1,
+  heads: 2,
+  kvRank: 16,
+  nopeHeadDim: 8,
+  ropeHeadDim: 8,
+  valueHeadDim: 8,
+  routedExperts: 4,
+  sharedExperts: 1,
+  expertsPerToken: 2,
+  expertGroups: 1,
+  groupsPerToken: 1,
+  normalizeExperts: true,
+  expertScale: 1,
+  draftLayers: 1,
+  rmsNormEpsilon: 1e-6,
   ropeTheta: 1e4,
   maxPositions: 64,
   tieEmbeddings: false,

@@ -1,11 +1,11 @@
 /** Models small enough to make in a test: one that babbles, and one whose every token follows from the one before. */
 
 import { hostArray } from "../../src/compute/tensor/host.ts";
-import type { DeepseekV3Config } from "../../src/model/arch/deepseek-v3.ts";
 import { initializeLlama, type LlamaConfig, llamaParameters } from "../../src/model/arch/llama.ts";
 import { initializeModel } from "../../src/model/arch/models.ts";
 import type { ModelWeights } from "../../src/model/checkpoint/folder.ts";
 import { characterTokenizer, type Tokenizer } from "../../src/model/text/tokenizer.ts";
+import { DRAFTING } from "./models.ts";
 
 export type TinyModel = Pick<ModelWeights, "config" | "tensors"> & {
   readonly tokenizer: Tokenizer;
@@ -41,32 +41,7 @@ export function babbler(alphabet = COUNTDOWN_CHARACTERS): TinyModel {
 /** As {@link babbler}, a DeepSeek-V3 whose head for the token after next guesses at random. */
 export function guesser(alphabet = COUNTDOWN_CHARACTERS): TinyModel {
   const tokenizer = characterTokenizer({ alphabet });
-  const config: DeepseekV3Config = {
-    modelType: "deepseek_v3",
-    vocabSize: tokenizer.vocabSize,
-    hiddenSize: 32,
-    intermediateSize: 32,
-    expertSize: 16,
-    layers: 2,
-    denseLayers: 1,
-    heads: 2,
-    kvRank: 16,
-    nopeHeadDim: 8,
-    ropeHeadDim: 8,
-    valueHeadDim: 8,
-    routedExperts: 4,
-    sharedExperts: 1,
-    expertsPerToken: 2,
-    expertGroups: 1,
-    groupsPerToken: 1,
-    normalizeExperts: true,
-    expertScale: 1,
-    draftLayers: 1,
-    rmsNormEpsilon: 1e-6,
-    ropeTheta: 1e4,
-    maxPositions: 48,
-    tieEmbeddings: false,
-  };
+  const config = { ...DRAFTING, vocabSize: tokenizer.vocabSize, maxPositions: 48 };
   return { config, tokenizer, stopIds: [tokenizer.eosId], tensors: initializeModel(config, 1) };
 }
 

@@ -45,6 +45,12 @@ export function progressOn(io: Pick<Io, "stderr" | "env">): Progress {
   };
 }
 
+/** To be called at every token: says how many there are. */
+export function countTokens(progress: Progress): () => void {
+  let written = 0;
+  return () => progress.say(`${(++written).toLocaleString("en")} tokens written…`);
+}
+
 /** `, 0:42 left`, once there is something to tell it from. */
 export function timeLeft(beganMs: number, share: number): string {
   const seconds = (performance.now() - beganMs) / 1000;

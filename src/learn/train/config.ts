@@ -6,7 +6,7 @@
 import { z } from "zod";
 import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { valueAt } from "../../base/json.ts";
-import { ADAPTER_TARGETS, type AdapterConfig, checkAdapters } from "../../model/arch/adapters.ts";
+import { ADAPTER_TARGETS, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
@@ -449,11 +449,10 @@ const LORA_RATE = 2e-4;
 
 /** A configuration for adapters of a rank in place of full weights, on all matrices, with rates that fit them. */
 export function withLora(config: RunConfig, rank: number): RunConfig {
-  const lora: AdapterConfig = { rank, alpha: ALPHA_PER_RANK * rank, targets: ADAPTER_TARGETS };
   const rates = { ...config.rl.rates, adamW: LORA_RATE };
   return {
     ...config,
-    lora: { ...lora, targets: [...lora.targets] },
+    lora: { rank, alpha: ALPHA_PER_RANK * rank, targets: [...ADAPTER_TARGETS] },
     sft: { ...config.sft, rates },
     rl: { ...config.rl, rates },
   };

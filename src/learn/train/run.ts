@@ -95,6 +95,7 @@ export async function resumeRun(
       const { model } = folder.manifest;
       if (model !== undefined) options.observer?.note(`Reading ${model.name}…`);
       const base = model && (await reopenBaseModel(model));
+      if (base !== undefined) checkBase(base, task, config);
       const parts = { folder, runtime, task, config };
       const training = new Training(base === undefined ? parts : { ...parts, base }, options);
       return await training.run(checkpoint);

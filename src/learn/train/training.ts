@@ -45,7 +45,7 @@ import { modelConfig, type RunConfig } from "./config.ts";
 import { languageBatch, languageStep, type StepOutcome } from "./language-stage.ts";
 import { rowLengthsFor } from "./policy-batch.ts";
 import { policyStep, type Reference } from "./policy-stage.ts";
-import { checkBase, longestPrompt, writerFor } from "./prompt-room.ts";
+import { longestPrompt, writerFor } from "./prompt-room.ts";
 import type { Group } from "./rollout.ts";
 import type { Checkpoint, RunFolder } from "./run-folder.ts";
 import { FRESH, parseRunState, type RunState } from "./run-state.ts";
@@ -163,12 +163,10 @@ export class Training<Row> {
       longestPrompt(task, tokenizer, this.#write, base === undefined) + config.rl.maxNewTokens;
     const rows = [config.pretrain, config.sft].map(({ steps, rowLength }) => (steps > 0 ? rowLength : 0));
     const maxPositions = Math.max(positions, ...rows);
-    if (base === undefined) {
-      this.#model = modelConfig(config.model!, { vocabSize: tokenizer.vocabSize, maxPositions });
-    } else {
-      checkBase(base, task, config);
-      this.#model = trainedConfig(base.config, config.lora);
-    }
+    this.#model =
+      base === undefined
+        ? modelConfig(config.model!, { vocabSize: tokenizer.vocabSize, maxPositions })
+        : trainedConfig(base.config, config.lora);
     this.#engine = new Engine(runtime, this.#model, { slots: config.rl.slots, maxPositions: positions });
     this.#scorer = new Scorer(runtime, this.#model);
   }

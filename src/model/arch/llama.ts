@@ -189,12 +189,11 @@ interface LayerWeights {
 }
 
 function layerWeights(weights: Weights, layer: number, config: LlamaConfig): LayerWeights {
-  const at = `model.layers.${layer}`;
   const { adapters } = config;
   return {
-    norm: (name) => weightOf(weights, `${at}.${name}.weight`),
+    norm: (name) => weightOf(weights, layerWeight(layer, name)),
     matrix(name) {
-      const full = `${at}.${name}.weight`;
+      const full = layerWeight(layer, name);
       const weight = weightOf(weights, full);
       if (adapters === undefined || !isAdapted(full, adapters)) return weight;
       const { a, b } = adapterNames(full);
@@ -202,7 +201,7 @@ function layerWeights(weights: Weights, layer: number, config: LlamaConfig): Lay
       return { weight, a: weightOf(weights, a), b: weightOf(weights, b), scale };
     },
     joined(name) {
-      const weight = weights[`${at}.${name}.weight`];
+      const weight = weights[layerWeight(layer, name)];
       invariant(
         weight === undefined || adapters === undefined,
         "adapters are beside matrices that stand apart",
@@ -211,7 +210,7 @@ function layerWeights(weights: Weights, layer: number, config: LlamaConfig): Lay
     },
     bias: (name) =>
       config.modelType === "qwen2" && name.startsWith("self_attn")
-        ? weightOf(weights, `${at}.${name}.bias`)
+        ? weightOf(weights, `model.layers.${layer}.${name}.bias`)
         : undefined,
   };
 }

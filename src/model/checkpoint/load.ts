@@ -57,7 +57,7 @@ async function loadFolder(folder: string): Promise<LoadedModel> {
 /** The base of adapters with the adapters taken in. */
 async function loadAdapted(folder: string): Promise<LoadedModel> {
   const adapters = await loadAdapterFolder(folder);
-  if ((await isModelFolder(adapters.base)) && (await isAdapterFolder(adapters.base))) {
+  if (await isAdapterFolder(adapters.base)) {
     throw new FormatError({
       where: `${folder}: base_model_name_or_path`,
       rule: "must name a model",
@@ -92,7 +92,7 @@ const readStored: Reader<StoredWeight> = async (model, config) => {
   };
   const joined: Record<string, StoredWeight> = {};
   const joins = architectureOf(config).joins(config);
-  const isPart = new Map(joins.flatMap((join) => join.parts.map((name) => [name, join] as const)));
+  const joinOf = new Map(joins.flatMap((join) => join.parts.map((name) => [name, join] as const)));
   const readMatrix = async (type: QuantizedType, names: readonly string[]): Promise<QuantizedMatrix> => {
     const rows = names.map((name) => model.shapes.get(name)![0]!);
     const all = rows.reduce((sum, n) => sum + n, 0);
@@ -108,7 +108,7 @@ const readStored: Reader<StoredWeight> = async (model, config) => {
   const apart = await readEach(model, config, async (name): Promise<StoredWeight | undefined> => {
     const type = quantizedType(name);
     if (type === undefined) return model.readF32(name);
-    const join = isPart.get(name);
+    const join = joinOf.get(name);
     if (join === undefined || !join.parts.every((part) => quantizedType(part) === type)) {
       return readMatrix(type, [name]);
     }

@@ -1,7 +1,7 @@
 /** Generation as text: a prompt in, pieces of its completions out as they are written. */
 
 import { TextStream } from "../text/stream.ts";
-import type { Tokenizer } from "../text/tokenizer-files.ts";
+import type { EncodeOptions, Tokenizer } from "../text/tokenizer-files.ts";
 import type { Engine, TokenEngine } from "./engine.ts";
 import type { SamplingOptions } from "./sampler.ts";
 
@@ -47,8 +47,8 @@ export interface TextCompletion {
  * templates do.
  * @throws FormatError when the text has something the vocabulary cannot express
  */
-export function encodePrompt(tokenizer: Tokenizer, prompt: string): number[] {
-  const ids = tokenizer.encode(prompt);
+export function encodePrompt(tokenizer: Tokenizer, prompt: string, options: EncodeOptions = {}): number[] {
+  const ids = tokenizer.encode(prompt, options);
   const { addsBos, bosId } = tokenizer;
   return addsBos && bosId !== undefined && ids[0] !== bosId ? [bosId, ...ids] : ids;
 }

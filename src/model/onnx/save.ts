@@ -22,7 +22,7 @@ import { declared, type PlacedWeight, placeWeights, storedBytes, storedLength } 
 export const ONNX_TYPES = ["F32", "F16"] as const satisfies readonly OnnxType[];
 
 /** The folder inside the model's. */
-const GRAPHS = "onnx";
+export const GRAPHS = "onnx";
 /** What transformers.js calls a type, and the graph's file for it. */
 const VARIANT = {
   F32: { dtype: "fp32", file: "model.onnx" },

@@ -51,6 +51,15 @@ export function turnEndIds(template: ChatTemplate, tokenizer: Tokenizer): number
   return isControl ? [first] : [];
 }
 
+/** A model in a conversation: a turn also ends where its template ends it. */
+export function endingTurns<M extends { readonly tokenizer: Tokenizer; readonly stopIds: readonly number[] }>(
+  model: M,
+  template: ChatTemplate,
+): M {
+  const stopIds = [...new Set([...model.stopIds, ...turnEndIds(template, model.tokenizer)])];
+  return { ...model, stopIds };
+}
+
 function encodesAs(tokenizer: Tokenizer, text: string, id: number): boolean {
   try {
     return tokenizer.encode(text, { allowSpecial: false }).includes(id);

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
-import { initializeLlama, type LlamaConfig } from "../../../src/model/arch/llama.ts";
+import { initializeLlama } from "../../../src/model/arch/llama.ts";
 import { modelConfigJson } from "../../../src/model/arch/models.ts";
 import { isQuantizedMatrix, type QuantizedMatrix } from "../../../src/model/arch/stored.ts";
 import { saveModelFolder } from "../../../src/model/checkpoint/folder.ts";
@@ -16,20 +16,8 @@ import type { GgufVocabulary } from "../../../src/model/text/gguf.ts";
 import { characterTokenizer } from "../../../src/model/text/tokenizer.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
 import { createEngine } from "../../compute/harness.ts";
+import { BLOCKY as CONFIG } from "../models.ts";
 
-const CONFIG: LlamaConfig = {
-  vocabSize: 40,
-  hiddenSize: 64,
-  intermediateSize: 96,
-  layers: 2,
-  heads: 4,
-  kvHeads: 2,
-  headDim: 16,
-  rmsNormEpsilon: 1e-5,
-  ropeTheta: 1e4,
-  maxPositions: 64,
-  tieEmbeddings: false,
-};
 const VOCABULARY: GgufVocabulary = {
   model: "llama",
   tokens: ["<unk>", "<s>", "</s>", ...Array.from({ length: 36 }, (_, i) => `t${i}`), "▁"],

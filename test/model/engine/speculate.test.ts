@@ -3,7 +3,6 @@ import { ConfigError, NumericError } from "../../../src/base/errors.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
-import type { DeepseekV3Config } from "../../../src/model/arch/deepseek-v3.ts";
 import { initializeModel, type ModelConfig } from "../../../src/model/arch/models.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { Engine, type WeightTensors } from "../../../src/model/engine/engine.ts";
@@ -12,34 +11,7 @@ import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import { createEngine } from "../../compute/harness.ts";
 import { fixturePath } from "../../fixture.ts";
 import { batchOf } from "../../learn/train/batches.ts";
-import { TINY } from "../models.ts";
-
-const MODEL: DeepseekV3Config = {
-  modelType: "deepseek_v3",
-  vocabSize: 9,
-  hiddenSize: 32,
-  intermediateSize: 32,
-  expertSize: 16,
-  layers: 2,
-  denseLayers: 1,
-  heads: 2,
-  kvRank: 16,
-  nopeHeadDim: 8,
-  ropeHeadDim: 8,
-  valueHeadDim: 8,
-  routedExperts: 4,
-  sharedExperts: 1,
-  expertsPerToken: 2,
-  expertGroups: 1,
-  groupsPerToken: 1,
-  normalizeExperts: true,
-  expertScale: 1,
-  draftLayers: 1,
-  rmsNormEpsilon: 1e-6,
-  ropeTheta: 1e4,
-  maxPositions: 64,
-  tieEmbeddings: false,
-};
+import { DRAFTING as MODEL, TINY } from "../models.ts";
 
 /** A sentence said over and over: what comes next is easy to learn, and what comes after that too. */
 const SENTENCE = [1, 2, 3, 4, 5, 6, 7, 8, 2, 4];

@@ -12,20 +12,9 @@ import { layoutOf } from "../../../src/model/checkpoint/gguf/types.ts";
 import { Engine, type EngineOptions, type GenerateRequest } from "../../../src/model/engine/engine.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import { createEngine } from "../../compute/harness.ts";
+import { BLOCKY } from "../models.ts";
 
-const CONFIG: LlamaConfig = {
-  vocabSize: 40,
-  hiddenSize: 64,
-  intermediateSize: 96,
-  layers: 2,
-  heads: 4,
-  kvHeads: 2,
-  headDim: 16,
-  rmsNormEpsilon: 1e-5,
-  ropeTheta: 1e4,
-  maxPositions: 400,
-  tieEmbeddings: true,
-};
+const CONFIG: LlamaConfig = { ...BLOCKY, maxPositions: 400, tieEmbeddings: true };
 const EMBEDDING = "model.embed_tokens.weight";
 
 /** Blocks of random whole numbers under scales and minima of the size that weights have. */

@@ -14,9 +14,9 @@ import { loadStoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
 import type { ChatMessage, ChatTemplate } from "../../../model/text/chat-template.ts";
 import {
+  endingTurns,
   fitConversation,
   opensThought,
-  turnEndIds,
   withoutThought,
 } from "../../../model/text/conversation.ts";
 import { compact } from "../../format.ts";
@@ -335,10 +335,7 @@ export async function chat(
       got: found.name,
     });
   }
-  const folder =
-    template === undefined
-      ? loaded
-      : { ...loaded, stopIds: [...new Set([...loaded.stopIds, ...turnEndIds(template, loaded.tokenizer)])] };
+  const folder = template === undefined ? loaded : endingTurns(loaded, template);
   const maxNewTokens = newTokensFor(folder, options.maxNewTokens);
   // A prompt may be as long as the answer, or as a page; more only takes memory.
   const enough = maxNewTokens + Math.max(maxNewTokens, PAGE_TOKENS);

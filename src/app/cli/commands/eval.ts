@@ -33,7 +33,7 @@ import {
   SPECULATE_OPTION,
   samplingFor,
 } from "../model.ts";
-import { progressOn } from "../progress.ts";
+import { countTokens, progressOn } from "../progress.ts";
 import { countdownGameOf } from "../prompts.ts";
 import { openNamedTask } from "../task.ts";
 import { printable } from "../text.ts";
@@ -205,15 +205,13 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   }
   const open = await openModel(model, { threads, slots, positions, speculate: options.speculate === true });
   const progress = progressOn(io);
-  let written = 0;
-  const onToken = (): void => progress.say(`${(++written).toLocaleString("en")} tokens written…`);
   const began = performance.now();
   let evaluation: Evaluation | undefined;
   try {
     evaluation = await interruptible({ onFirst() {} }, async (signal) => {
       try {
         const limits = { samples, temperature, topP, maxNewTokens, seed };
-        const how = { ...limits, write: ask, stopIds: model.stopIds, onToken, signal };
+        const how = { ...limits, write: ask, stopIds: model.stopIds, onToken: countTokens(progress), signal };
         return await evaluate(open.engine, model.tokenizer, task, examples, how);
       } catch (error) {
         if (signal.aborted && error === signal.reason) return undefined;

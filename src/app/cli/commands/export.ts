@@ -9,7 +9,7 @@ import { saveModelFolder } from "../../../model/checkpoint/folder.ts";
 import { WRITABLE_TYPES, type WritableType } from "../../../model/checkpoint/gguf/quantize.ts";
 import { saveModelGguf } from "../../../model/checkpoint/gguf/save.ts";
 import { loadModel } from "../../../model/checkpoint/load.ts";
-import { ONNX_TYPES, saveOnnxFolder } from "../../../model/onnx/save.ts";
+import { GRAPHS, ONNX_TYPES, saveOnnxFolder } from "../../../model/onnx/save.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, write, writeJson } from "../io.ts";
 import { type FoundModel, findModel } from "../model.ts";
@@ -32,7 +32,6 @@ interface ExportOptions {
 
 /** Files of a model's folder, and of the one of graphs in it: what may be written over when asked. */
 const MODEL_FILES = /^(?:[\w.-]*\.(?:json|safetensors|jinja|txt|model|md)|\.gitattributes)$/;
-const GRAPHS = "onnx";
 const GRAPH_FILES = /^[\w.-]*\.onnx(?:_data(?:_\d+)?)?$/;
 
 /** What lies in a folder; undefined when there is none. @throws FileError when it cannot be read, or is a file */

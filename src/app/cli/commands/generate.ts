@@ -4,7 +4,7 @@ import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
-import { turnEndIds } from "../../../model/text/conversation.ts";
+import { endingTurns } from "../../../model/text/conversation.ts";
 import { splitCompletion } from "../../thought.ts";
 import { type SamplingArguments, threadsOption, wholeNumber, withSampling } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
@@ -20,7 +20,7 @@ import {
   SPECULATE_OPTION,
   samplingFor,
 } from "../model.ts";
-import { progressOn } from "../progress.ts";
+import { countTokens, progressOn } from "../progress.ts";
 import { completePrompt, promptsOf } from "../prompts.ts";
 import { printable } from "../text.ts";
 import { readStdin, STDIN, withoutLastBreak } from "../text-input.ts";
@@ -54,14 +54,14 @@ async function readPrompt(options: GenerateOptions, io: Context): Promise<string
   });
 }
 
-/** What a person says, as the model's template has it; a turn also ends where the template ends it. */
+/** What a person says, as the model's template has it. */
 function asConversation(
   loaded: StoredModel,
   typed: string,
   { system }: GenerateOptions,
   where: string,
 ): { readonly model: StoredModel; readonly prompt: string } {
-  const { chatTemplate, tokenizer, stopIds } = loaded;
+  const { chatTemplate } = loaded;
   if (chatTemplate === undefined) {
     throw new ConfigError({
       where: "--chat",
@@ -72,7 +72,7 @@ function asConversation(
   }
   const told = system === undefined ? [] : [{ role: "system", content: system }];
   return {
-    model: { ...loaded, stopIds: [...new Set([...stopIds, ...turnEndIds(chatTemplate, tokenizer)])] },
+    model: endingTurns(loaded, chatTemplate),
     prompt: chatTemplate.render([...told, { role: "user", content: typed }]),
   };
 }
@@ -108,7 +108,6 @@ async function generate(asked: GenerateOptions, io: Context): Promise<void> {
   });
   const streams = samples === 1 && !json && isInteractive(io.stdout, io.env);
   const writing = progressOn(io);
-  let written = 0;
   const began = performance.now();
   let completions: TextCompletion[];
   try {
@@ -124,7 +123,7 @@ async function generate(asked: GenerateOptions, io: Context): Promise<void> {
           signal,
           ...(streams
             ? { onText: (_: number, piece: string) => io.stdout.write(printable(piece, { keepLines: true })) }
-            : { onToken: () => writing.say(`${(++written).toLocaleString("en")} tokens written…`) }),
+            : { onToken: countTokens(writing) }),
         },
       ),
     );

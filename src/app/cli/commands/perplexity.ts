@@ -11,6 +11,7 @@ import {
   type PerplexityConvention,
 } from "../../../learn/eval/perplexity.ts";
 import { type LoadedModel, loadModel } from "../../../model/checkpoint/load.ts";
+import { encodePrompt } from "../../../model/engine/text.ts";
 import { TokenScorer } from "../../../model/engine/token-scorer.ts";
 import { deviceWeights } from "../../../model/engine/weights.ts";
 import { compact } from "../../format.ts";
@@ -40,9 +41,8 @@ const CONTEXT = 512;
 function tokensOf(model: LoadedModel, text: string, options: PerplexityOptions, where: string) {
   if (text === "") throw new ConfigError({ where, rule: "must hold a text", got: "nothing" });
   const { tokenizer } = model;
-  const own = tokenizer.encode(text, { allowSpecial: options.parseSpecial === true });
-  const bosId = tokenizer.addsBos ? tokenizer.bosId : undefined;
-  return { ids: bosId === undefined || own[0] === bosId ? own : [bosId, ...own], bosId };
+  const ids = encodePrompt(tokenizer, text, { allowSpecial: options.parseSpecial === true });
+  return { ids, bosId: tokenizer.addsBos ? tokenizer.bosId : undefined };
 }
 
 interface Measured extends Perplexity {

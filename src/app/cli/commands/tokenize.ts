@@ -2,6 +2,7 @@
 
 import type { Command } from "commander";
 import { loadModelText } from "../../../model/checkpoint/model-text.ts";
+import { encodePrompt } from "../../../model/engine/text.ts";
 import type { Tokenizer } from "../../../model/text/tokenizer.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, colorsFor, columnsOfOutput, isInteractive, write, writeJson } from "../io.ts";
@@ -45,10 +46,8 @@ async function tokenize(
   if (text.length >= LONG_TEXT && isInteractive(io.stderr, io.env)) {
     io.stderr.write(`taking ${text.length.toLocaleString("en")} characters apart…\n`);
   }
-  const own = tokenizer.encode(text, { allowSpecial: options.parseSpecial });
-  const { addsBos, bosId } = tokenizer;
-  const begins = options.bos && addsBos && bosId !== undefined && own[0] !== bosId;
-  const ids = begins ? [bosId, ...own] : own;
+  const how = { allowSpecial: options.parseSpecial };
+  const ids = options.bos ? encodePrompt(tokenizer, text, how) : tokenizer.encode(text, how);
   if (options.count) {
     if (options.json) await writeJson(io.stdout, { model: found.folder, count: ids.length });
     else await write(io.stdout, `${ids.length}\n`);

@@ -13,7 +13,7 @@ import {
   type ExploreOptions,
   explorationPuzzle,
   explore,
-  hopelessPuzzle,
+  giveUp,
   puzzlePrompt,
 } from "./traces.ts";
 import type { Puzzle } from "./types.ts";
@@ -158,7 +158,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       const kind = random.uniform();
       if (kind < GOOD_SHARES.drills) return drill(random, game, options.explore);
       if (kind < GOOD_SHARES.drills + GOOD_SHARES.hopeless) {
-        return demonstrate(hopelessPuzzle(random, game, options.explore), options.explore);
+        return giveUp(random, game, options.explore);
       }
       for (;;) {
         const puzzle = draw(random);

@@ -9,8 +9,7 @@
 import { invariant } from "../../../base/errors.ts";
 import type { Random } from "../../../compute/tensor/random.ts";
 import type { Trace } from "../task.ts";
-import type { Puzzle } from "./puzzle.ts";
-import { type Range, splitOf } from "./puzzle.ts";
+import { type GameOptions, type Puzzle, type Range, splitOf } from "./puzzle.ts";
 import { gameOf, HIT, MISS, needsOf, stepsOf, type Thoughts, type Try, termOf, WALKS } from "./walks.ts";
 
 /** Every character of prompts, thoughts and answers. */
@@ -21,11 +20,7 @@ export function puzzlePrompt({ numbers, target }: Puzzle): string {
   return `${numbers.join(" ")} = ${target}\n`;
 }
 
-interface Game {
-  readonly counts: readonly number[];
-  readonly numbers: Range;
-  readonly target: Range;
-}
+type Game = Required<Pick<GameOptions, "counts" | "numbers" | "target">>;
 
 export interface ExploreOptions {
   /** The way that thoughts take. @default "forward" */
@@ -128,12 +123,14 @@ export function demonstrate(
   return { ...writeTrace(puzzle, tries, answer), solved: false };
 }
 
-/** A training puzzle as the game has them, but for that no try makes its target. */
-export function hopelessPuzzle(random: Random, game: Game, options: ExploreOptions = {}): Puzzle {
+/** The whole walk through a training puzzle as the game has them, but for that no try makes its target. */
+export function giveUp(random: Random, game: Game, options: ExploreOptions = {}): Trace {
   for (;;) {
     const numbers = Array.from({ length: random.pick(game.counts) }, () => within(game.numbers, random));
     const puzzle = { numbers, target: within(game.target, random) };
-    if (splitOf(puzzle) === "train" && !demonstrate(puzzle, options).solved) return puzzle;
+    if (splitOf(puzzle) !== "train") continue;
+    const { solved, ...trace } = demonstrate(puzzle, options);
+    if (!solved) return trace;
   }
 }
 
