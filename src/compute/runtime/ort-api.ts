@@ -43,6 +43,7 @@ interface Parameters {
 interface Results {
   /** `OrtStatus *`: null for success, otherwise to be released by the caller. */
   status: Handle;
+  handle: Handle;
   text: string;
   void: undefined;
 }
@@ -69,7 +70,6 @@ export const ORT_API = {
   SetSessionLogSeverityLevel: [22, "status", ["handle", "int"]],
   AddSessionConfigEntry: [130, "status", ["handle", "text", "text"]],
   EnableProfiling: [14, "status", ["handle", "path"]],
-  AddExternalInitializers: [210, "status", ["handle", "texts", "handles", "size"]],
 
   CreateSessionFromArray: [8, "status", ["handle", "memory", "size", "handle", "outHandle"]],
   ReleaseSession: [95, "void", ["handle"]],
@@ -85,6 +85,15 @@ export const ORT_API = {
   GetDimensionsCount: [61, "status", ["handle", "outSize"]],
   GetDimensions: [62, "status", ["handle", "memory", "size"]],
 
+  GetModelEditorApi: [291, "handle", []],
+  CreateTensorTypeAndShapeInfo: [57, "status", ["outHandle"]],
+  SetTensorElementType: [58, "status", ["handle", "int"]],
+  SetDimensions: [59, "status", ["handle", "memory", "size"]],
+  ReleaseTensorTypeAndShapeInfo: [99, "void", ["handle"]],
+  CreateOpAttr: [211, "status", ["text", "memory", "int", "int", "outHandle"]],
+  ReleaseGraph: [287, "void", ["handle"]],
+  ReleaseModel: [288, "void", ["handle"]],
+
   CreateTensorWithDataAsOrtValue: [
     49,
     "status",
@@ -99,6 +108,28 @@ export const ORT_API = {
   RunWithBinding: [133, "status", ["handle", "handle", "handle"]],
 } as const satisfies Record<string, Entry>;
 
+/**
+ * `OrtModelEditorApi`: builds models from parts. What is added to a graph or a model belongs to it from then on.
+ * @source the same header, since version 22
+ */
+export const MODEL_EDITOR_API = {
+  CreateTensorTypeInfo: [0, "status", ["handle", "outHandle"]],
+  CreateValueInfo: [5, "status", ["text", "handle", "outHandle"]],
+  CreateNode: [
+    6,
+    "status",
+    ["text", "text", "text", "texts", "size", "texts", "size", "handles", "size", "outHandle"],
+  ],
+  CreateGraph: [7, "status", ["outHandle"]],
+  SetGraphInputs: [8, "status", ["handle", "handles", "size"]],
+  SetGraphOutputs: [9, "status", ["handle", "handles", "size"]],
+  AddInitializerToGraph: [10, "status", ["handle", "text", "handle", "int"]],
+  AddNodeToGraph: [11, "status", ["handle", "handle"]],
+  CreateModel: [12, "status", ["texts", "memory", "size", "outHandle"]],
+  AddGraphToModel: [13, "status", ["handle", "handle"]],
+  CreateSessionFromModel: [14, "status", ["handle", "handle", "handle", "outHandle"]],
+} as const satisfies Record<string, Entry>;
+
 type Arguments<Kinds extends readonly (keyof Parameters)[]> = {
   -readonly [I in keyof Kinds]: Parameters[Kinds[I]];
 };
@@ -109,13 +140,13 @@ interface NativeFunction<Kinds extends readonly (keyof Parameters)[], Result> {
   async(...args: [...Arguments<Kinds>, done: (error: unknown, result: Result) => void]): void;
 }
 
-/** The bound function table. */
-export type OrtApi = {
-  readonly [Name in keyof typeof ORT_API]: NativeFunction<
-    (typeof ORT_API)[Name][2],
-    Results[(typeof ORT_API)[Name][1]]
-  >;
+/** A bound function table. */
+type Bound<Table extends Readonly<Record<string, Entry>>> = {
+  readonly [Name in keyof Table]: NativeFunction<Table[Name][2], Results[Table[Name][1]]>;
 };
+
+export type OrtApi = Bound<typeof ORT_API>;
+export type ModelEditorApi = Bound<typeof MODEL_EDITOR_API>;
 
 const POINTER = "void *";
 
@@ -147,20 +178,28 @@ function parameterType(kind: keyof Parameters) {
 
 const RESULT_TYPES: { readonly [Kind in keyof Results]: string } = {
   status: POINTER,
+  handle: POINTER,
   text: "str",
   void: "void",
 };
 
-/**
- * The functions of the table at `api`, callable from JavaScript.
- * @param api  address of the struct that `OrtApiBase::GetApi` returned
- */
-export function bindOrtApi(api: bigint): OrtApi {
+/** The functions of a table at an address, callable from JavaScript. */
+function bindTable<Table extends Readonly<Record<string, Entry>>>(
+  table: Table,
+  address: Handle,
+): Bound<Table> {
   const pointerBytes = koffi.sizeof(POINTER);
   const bind = ([index, returns, takes]: Entry) =>
     koffi.decode(
-      koffi.decode(api, index * pointerBytes, POINTER),
+      koffi.decode(address!, index * pointerBytes, POINTER),
       koffi.proto(RESULT_TYPES[returns], takes.map(parameterType)),
     ) as unknown;
-  return Object.fromEntries(Object.entries(ORT_API).map(([name, entry]) => [name, bind(entry)])) as OrtApi;
+  const functions = Object.entries(table).map(([name, entry]) => [name, bind(entry)]);
+  return Object.fromEntries(functions) as Bound<Table>;
 }
+
+/** @param address  of the struct that `OrtApiBase::GetApi` returned */
+export const bindOrtApi = (address: Handle): OrtApi => bindTable(ORT_API, address);
+
+/** @param address  of the struct that `OrtApi::GetModelEditorApi` returned */
+export const bindModelEditorApi = (address: Handle): ModelEditorApi => bindTable(MODEL_EDITOR_API, address);

@@ -10,8 +10,8 @@ import { RuntimeError } from "../../base/errors.ts";
 import { ELEMENT_TYPE } from "../onnx/proto.ts";
 import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
 import { dtypeFromOnnx } from "./backend.ts";
-import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
+import { buildModel, type Elements } from "./ort-model.ts";
 import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
 
 /** Kernels recurse, and the calling thread works as one of the pool's: koffi's 128 KiB for async calls overflows. */
@@ -32,6 +32,7 @@ const SESSION_SETTINGS = [
 /** The library and what is created once per process from it. */
 interface Native {
   readonly api: ort.OrtApi;
+  readonly editor: ort.ModelEditorApi;
   readonly version: string;
   readonly env: ort.Handle;
   readonly memoryInfo: ort.Handle;
@@ -95,7 +96,8 @@ function loadNative(): Native {
   );
   shareArena(api, env, memoryInfo);
   const allocator = create(api, where, (out) => api.GetAllocatorWithDefaultOptions(out));
-  const native: Native = { api, version, env, memoryInfo, allocator };
+  const editor = ort.bindModelEditorApi(api.GetModelEditorApi());
+  const native: Native = { api, editor, version, env, memoryInfo, allocator };
   KEPT[NATIVE] = { native, library };
   return native;
 }
@@ -143,7 +145,7 @@ export function ffiBackend(): Backend {
 }
 
 /** An OrtValue over the tensor's memory, which it does not keep alive; to be released by the caller. */
-function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceTensor): ort.Handle {
+function createValue({ api, memoryInfo }: Native, where: string, tensor: Elements): ort.Handle {
   const { data, shape, dtype } = tensor;
   const address = koffi.address(data.buffer) + BigInt(data.byteOffset);
   const dims = BigInt64Array.from(shape, BigInt);
@@ -161,11 +163,12 @@ function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceT
 }
 
 async function createSession(native: Native, model: Uint8Array, options: SessionOptions): Promise<Session> {
-  const { api } = native;
-  const { where } = options;
-  const names = Object.keys(options.initializers);
-  const values: ort.Handle[] = [];
+  const { api, editor, env } = native;
+  const { where, initializers } = options;
   const settings = create(api, where, (out) => api.CreateSessionOptions(out));
+  /** What the session reads for as long as it lives. */
+  const kept: unknown[] = [];
+  let built: ort.Handle = null;
   try {
     check(api, where, api.SetIntraOpNumThreads(settings, options.threads));
     check(api, where, api.SetSessionGraphOptimizationLevel(settings, ort.ENABLE_ALL_OPTIMIZATIONS));
@@ -174,28 +177,40 @@ async function createSession(native: Native, model: Uint8Array, options: Session
       check(api, where, api.AddSessionConfigEntry(settings, key, value));
     }
     if (options.profile !== undefined) check(api, where, api.EnableProfiling(settings, options.profile));
-    for (const name of names) {
-      values.push(createValue(native, `${where}: initializer ${name}`, options.initializers[name]!));
-    }
-    if (names.length > 0) {
-      check(api, where, api.AddExternalInitializers(settings, names, values, names.length));
-    }
     const out: [ort.Handle] = [null];
-    // The model is copied, so that nobody can write to it or detach it while the worker thread reads it.
-    const bytes = new Uint8Array(model);
-    const inUse: unknown[] = [bytes, ...Object.values(options.initializers).map((tensor) => tensor.data)];
+    // koffi does not keep alive the memory it passes on: what the worker thread reads is held until it is done.
+    const inUse: unknown[] = [kept];
     const status = await new Promise<ort.Handle>((resolve, reject) => {
-      api.CreateSessionFromArray.async(native.env, bytes, bytes.length, settings, out, (error, result) => {
-        // Let go here and not before: koffi does not keep alive the memory it passes on.
+      const done = (error: unknown, result: ort.Handle): void => {
         inUse.length = 0;
         if (error) reject(error);
         else resolve(result);
-      });
+      };
+      if (Object.keys(initializers).length > 0) {
+        built = buildModel(
+          {
+            api,
+            editor,
+            create: (call) => create(api, where, call),
+            check: (each) => check(api, where, each),
+            value: (name, tensor) => createValue(native, `${where}: initializer ${name}`, tensor),
+          },
+          model,
+          initializers,
+          kept,
+        );
+        editor.CreateSessionFromModel.async(env, built, settings, out, done);
+      } else {
+        // The model is copied, so that nobody can write to it or detach it meanwhile.
+        const bytes = new Uint8Array(model);
+        inUse.push(bytes);
+        api.CreateSessionFromArray.async(env, bytes, bytes.length, settings, out, done);
+      }
     });
     check(api, where, status);
-    return new FfiSession(native, where, out[0]);
+    return new FfiSession(native, where, out[0], kept);
   } finally {
-    for (const value of values) api.ReleaseValue(value);
+    if (built !== null) api.ReleaseModel(built);
     api.ReleaseSessionOptions(settings);
   }
 }
@@ -206,11 +221,14 @@ class FfiSession implements Session {
   readonly #native: Native;
   readonly #where: string;
   readonly #session: ort.Handle;
+  /** Memory that the session reads and knows only the address of. */
+  readonly #kept: unknown[];
 
-  constructor(native: Native, where: string, session: ort.Handle) {
+  constructor(native: Native, where: string, session: ort.Handle, kept: unknown[]) {
     this.#native = native;
     this.#where = where;
     this.#session = session;
+    this.#kept = kept;
     this.inputs = this.#ports("Input");
     this.outputs = this.#ports("Output");
   }
@@ -265,6 +283,7 @@ class FfiSession implements Session {
 
   release(): void {
     this.#native.api.ReleaseSession(this.#session);
+    this.#kept.length = 0;
   }
 
   /** The inputs or outputs as the model declares them. */

@@ -21,7 +21,8 @@ export interface ProgramIO {
   readonly outputs: Readonly<Record<string, TensorSpec>>;
   /**
    * Values of the model's external initializers, which ONNX Runtime lays out anew for its kernels: faster than inputs
-   * for weights that never change. They are copied when the program is loaded, and may be disposed of after.
+   * for weights that never change. They are read in place where the backend can, and must not be written to while the program lives;
+   * whoever has no other use for them may dispose of them once it is loaded.
    */
   readonly initializers?: NamedTensors;
   /**

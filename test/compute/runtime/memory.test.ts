@@ -13,20 +13,31 @@ const collectGarbage = runInNewContext("gc") as () => void;
 /** Native objects that were created and not yet released, by kind. */
 const live = vi.hoisted(() => new Map<bigint, string>());
 
+/** The argument whose objects belong to what they are given to from then on. */
+const GIVEN: Readonly<Record<string, number>> = {
+  SetGraphInputs: 1,
+  SetGraphOutputs: 1,
+  AddInitializerToGraph: 2,
+  CreateNode: 7,
+  AddNodeToGraph: 1,
+  AddGraphToModel: 1,
+};
+
 vi.mock("../../../src/compute/runtime/ort-api.ts", async (original) => {
   const real = await original<typeof import("../../../src/compute/runtime/ort-api.ts")>();
-  const created = (name: string, args: unknown[], status: Handle) => {
+  const succeeded = (name: string, args: unknown[]) => {
+    for (const given of [args[GIVEN[name] ?? -1]].flat()) live.delete(given as bigint);
     const out = args.findLast((arg) => Array.isArray(arg)) as [Handle] | undefined;
-    if (status === null && out?.[0])
-      live.set(out[0], name.replace(/^Create|FromArray|WithDataAsOrtValue/g, ""));
+    if (name.startsWith("Create") && out?.[0])
+      live.set(out[0], name.replace(/^Create|From(?:Array|Model)|WithDataAsOrtValue/g, ""));
   };
-  /** The function with every object it creates or releases written down. */
+  /** The function with every object it creates, takes or releases written down. */
   const watched = (name: string, call: OrtApi["CreateSessionFromArray"]) =>
     Object.assign(
       (...args: Parameters<typeof call>) => {
         if (name.startsWith("Release")) live.delete(args[0] as bigint);
         const status = call(...args);
-        if (name.startsWith("Create")) created(name, args, status);
+        if (status === null) succeeded(name, args);
         return status;
       },
       {
@@ -34,21 +45,23 @@ vi.mock("../../../src/compute/runtime/ort-api.ts", async (original) => {
           const done = args.pop() as (error: unknown, status: Handle) => void;
           const given = args as unknown as Parameters<typeof call>;
           call.async(...given, (error, status) => {
-            if (name.startsWith("Create")) created(name, args, status);
+            if (status === null) succeeded(name, args);
             done(error, status);
           });
         },
       },
     );
+  const watchedTable = (table: object) =>
+    Object.fromEntries(
+      Object.entries(table).map(([name, call]) => [
+        name,
+        watched(name, call as OrtApi["CreateSessionFromArray"]),
+      ]),
+    );
   return {
     ...real,
-    bindOrtApi: (address: bigint) =>
-      Object.fromEntries(
-        Object.entries(real.bindOrtApi(address)).map(([name, call]) => [
-          name,
-          watched(name, call as OrtApi["CreateSessionFromArray"]),
-        ]),
-      ),
+    bindOrtApi: (address: Handle) => watchedTable(real.bindOrtApi(address)),
+    bindModelEditorApi: (address: Handle) => watchedTable(real.bindModelEditorApi(address)),
   };
 });
 

@@ -77,18 +77,23 @@ describe.each(["ffi", "node"] as const)("%s", async (backend) => {
     expect([...y.data]).toEqual([14, 26]);
   });
 
-  test("initializers are copied: what happens to them after loading does not matter", async () => {
+  test("initializers are read where they are, and kept for as long as the program lives", async () => {
     for (const size of [1, 4, 4096]) {
       const io = { inputs: { x: spec("f32", size, size % 7) }, outputs: { y: spec("f32", size, size % 7) } };
       const external = { b: spec("f32", size, 1) };
       const model = onnx({ ...io, external, nodes: [node("Add", ["x", "b"], ["y"])] });
       const b = runtime.tensor("f32", [size, 1], new Float32Array(size).fill(3));
       const program = await runtime.load(model, { ...io, initializers: { b } });
+      const y = runtime.tensor("f32", io.outputs.y.shape);
+      const call = program.bind({ x: runtime.tensor("f32", io.inputs.x.shape) }, { y });
+      call.runSync();
+      expect(y.data.every((value) => value === 3)).toBe(true);
       b.data.fill(9);
       b.dispose();
-      const y = runtime.tensor("f32", io.outputs.y.shape);
-      program.bind({ x: runtime.tensor("f32", io.inputs.x.shape) }, { y }).runSync();
-      expect(y.data.every((value) => value === 3)).toBe(true);
+      call.runSync();
+      // onnxruntime-node copies them, and so does the model editor with the smallest.
+      const now = backend === "ffi" && size === 4096 ? 9 : 3;
+      expect(y.data.every((value) => value === now)).toBe(true);
     }
   });
 

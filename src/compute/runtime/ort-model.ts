@@ -1,0 +1,121 @@
+/**
+ * Models whose initializers stay where they are. ONNX Runtime copies the initializers of a model that it reads from bytes; of one
+ * that is built through its model editor it reads them in place, so that weights lie in memory once for all programs.
+ */
+
+import { decodeModel, type NodeProto, type ValueInfoProto } from "../onnx/proto.ts";
+import type { TensorSpec } from "../tensor/shape.ts";
+import { dtypeFromOnnx, type NamedTensors } from "./backend.ts";
+import type * as ort from "./ort-api.ts";
+
+/** A tensor, wherever its elements lie. */
+export type Elements = TensorSpec & { readonly data: ArrayBufferView };
+
+/** What building a model takes of the backend. */
+export interface ModelEditing {
+  readonly api: ort.OrtApi;
+  readonly editor: ort.ModelEditorApi;
+  /** Calls a function whose last argument receives a handle, and returns that handle. @throws RuntimeError */
+  readonly create: (call: (out: [ort.Handle]) => ort.Handle) => ort.Handle;
+  /** @throws RuntimeError for a failure */
+  readonly check: (status: ort.Handle) => void;
+  /** A value over memory, to be released by the caller. */
+  readonly value: (name: string, tensor: Elements) => ort.Handle;
+}
+
+/** Smaller initializers the model editor wants for its own: shapes may be worked out from them. */
+const SMALLEST_IN_PLACE = 128;
+
+/** `OrtOpAttrType`, by the numbers that ONNX's own attributes have for their types. */
+const ATTRIBUTE_TYPES: Readonly<Record<number, number>> = { 1: 3, 2: 1, 3: 5, 7: 2 };
+
+const FLOAT = 1;
+const STRING = 3;
+const INTEGERS = 7;
+
+function attributes({ api, create }: ModelEditing, { attribute }: NodeProto): ort.Handle[] {
+  return attribute.map(({ name, type, f, i, s, ints }) => {
+    const data =
+      type === FLOAT
+        ? Float32Array.of(f!)
+        : type === STRING
+          ? s!
+          : BigInt64Array.from(type === INTEGERS ? ints! : [i!], BigInt);
+    return create((out) => api.CreateOpAttr(name, data, data.length, ATTRIBUTE_TYPES[type]!, out));
+  });
+}
+
+/** An input or output. */
+function port({ api, editor, create, check }: ModelEditing, { name, type }: ValueInfoProto): ort.Handle {
+  const { elemType, shape } = type.tensorType;
+  const info = create((out) => api.CreateTensorTypeAndShapeInfo(out));
+  try {
+    check(api.SetTensorElementType(info, elemType));
+    const dims = BigInt64Array.from(shape.dim, ({ dimValue }) => BigInt(dimValue || -1));
+    check(api.SetDimensions(info, dims, dims.length));
+    const tensor = create((out) => editor.CreateTensorTypeInfo(info, out));
+    try {
+      return create((out) => editor.CreateValueInfo(name, tensor, out));
+    } finally {
+      api.ReleaseTypeInfo(tensor);
+    }
+  } finally {
+    api.ReleaseTensorTypeAndShapeInfo(info);
+  }
+}
+
+/** A copy that lies outside V8's heap. */
+function unmoving(bytes: Uint8Array): Uint8Array {
+  const copy = new Uint8Array(new ArrayBuffer(bytes.length));
+  copy.set(bytes);
+  return copy;
+}
+
+/**
+ * The model of these bytes over the tensors given as its external initializers.
+ * @param kept  takes what must be kept alive for as long as a session of the model lives
+ * @returns  to be released by the caller
+ */
+export function buildModel(
+  editing: ModelEditing,
+  bytes: Uint8Array,
+  initializers: NamedTensors,
+  kept: unknown[],
+): ort.Handle {
+  const { api, editor, create, check, value } = editing;
+  const { graph, opsetImport } = decodeModel(bytes);
+  // What a handle is given to owns it from then on, and frees it when the call fails or the model goes.
+  const built = create((out) => editor.CreateGraph(out));
+  let model: ort.Handle = null;
+  try {
+    const inputs = graph.input.map((each) => port(editing, each));
+    check(editor.SetGraphInputs(built, inputs, inputs.length));
+    const outputs = graph.output.map((each) => port(editing, each));
+    check(editor.SetGraphOutputs(built, outputs, outputs.length));
+    for (const { name, dims, dataType, rawData, dataLocation } of graph.initializer) {
+      const given = dataLocation === 1 ? initializers[name] : undefined;
+      const tensor = given ?? { dtype: dtypeFromOnnx(dataType)!, shape: dims, data: unmoving(rawData!) };
+      kept.push(tensor.data);
+      const inPlace = given !== undefined && given.data.byteLength >= SMALLEST_IN_PLACE;
+      check(editor.AddInitializerToGraph(built, name, value(name, tensor), inPlace ? 1 : 0));
+    }
+    for (const node of graph.node) {
+      const own = attributes(editing, node);
+      const { opType, domain = "", input, output } = node;
+      const [ins, outs] = [input.length, output.length];
+      const created = create((out) =>
+        editor.CreateNode(opType, domain, "", input, ins, output, outs, own, own.length, out),
+      );
+      check(editor.AddNodeToGraph(built, created));
+    }
+    const domains = opsetImport.map(({ domain }) => domain);
+    const versions = Int32Array.from(opsetImport, ({ version }) => version);
+    model = create((out) => editor.CreateModel(domains, versions, domains.length, out));
+    check(editor.AddGraphToModel(model, built));
+    return model;
+  } catch (error) {
+    if (model === null) api.ReleaseGraph(built);
+    else api.ReleaseModel(model);
+    throw error;
+  }
+}
