@@ -7,8 +7,9 @@
  * Each side is a process of its own. Both go on past the end of a text, greedily, and take a prompt anew each time.
  */
 
-import { readFileSync } from "node:fs";
+import { existsSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { join } from "node:path";
 import { describeMachine } from "../src/app/bench/measure.ts";
 import { ConfigError } from "../src/base/errors.ts";
 import { Runtime } from "../src/compute/runtime/runtime.ts";
@@ -78,6 +79,7 @@ function tokensOfText(tokenizer: Tokenizer, count: number, start = 0): number[] 
 
 export async function generateVersusLlamaCpp(options: LlamaCppOptions): Promise<LlamaCppReport> {
   const { model: file, threads, rounds, onRound } = options;
+  const versions = { "node-llama-cpp": versionOf("node-llama-cpp") };
   const tokenizer = await tokenizerOf(file);
   const groups: VersusGroup[] = [];
   const peakBytes: Record<string, Record<string, number>> = {};
@@ -152,7 +154,7 @@ export async function generateVersusLlamaCpp(options: LlamaCppOptions): Promise<
     benchmark: "generate-vs-llamacpp",
     what: `${file.split("/").at(-1)}, ${threads} threads`,
     machine,
-    versions: { "node-llama-cpp": versionOf("node-llama-cpp") },
+    versions,
     groups,
     peakBytes,
     ...(agreement === undefined ? {} : { agreement }),
@@ -169,8 +171,13 @@ function memoryLine(work: string, bytes: Readonly<Record<string, number>>): stri
   return `peak memory, ${work}: ${each.join(", ")} (${(ours / theirs).toFixed(2)}×)`;
 }
 
+/** The version of an installed package, which need not export its package.json. */
 function versionOf(name: string): string {
-  const file = createRequire(import.meta.url).resolve(`${name}/package.json`);
+  const folders = createRequire(import.meta.url).resolve.paths(name) ?? [];
+  const file = folders.map((folder) => join(folder, name, "package.json")).find((path) => existsSync(path));
+  if (file === undefined) {
+    throw new ConfigError({ where: name, rule: "must be installed", remedy: "Run npm ci" });
+  }
   return (JSON.parse(readFileSync(file, "utf8")) as { version: string }).version;
 }
 
