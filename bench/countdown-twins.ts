@@ -1,13 +1,21 @@
 /**
- * What reinforcement learning and thoughts are worth: a run of R1-Zero on Countdown beside three twins of the same size
- * that train for as many minutes, all measured by the same code on the same test puzzles.
+ * What reinforcement learning and thoughts are worth: a run on Countdown beside twins of the same size that train for as many
+ * minutes, all measured by the same code on the same test puzzles.
  *
  *     node --import jiti/register bench/countdown-twins.ts --seeds 1,2,3
+ *     node --import jiti/register bench/countdown-twins.ts --preset r1
+ *
+ * Beside R1-Zero:
  *
  * - r1-zero: the run itself, a base from unselected exploration, then reinforcement learning;
  * - base-on: the same base, trained on with more of the same text for the time that reinforcement learning took;
  * - no-thought: a base from unselected answers without thoughts, then reinforcement learning with the same rewards;
  * - no-thought-sft: right answers from the solver without thoughts, for the whole time.
+ *
+ * Beside R1, which has a cold start:
+ *
+ * - r1: the run itself;
+ * - sft-on: the same base and the same good traces, more of them for the time that reinforcement learning took.
  */
 
 import { join } from "node:path";
@@ -54,8 +62,10 @@ export interface TwinsOptions {
   readonly onNote?: (line: string) => void;
 }
 
-const VARIANTS = ["r1-zero", "base-on", "no-thought", "no-thought-sft"] as const;
+const VARIANTS = ["r1-zero", "base-on", "no-thought", "no-thought-sft", "r1", "sft-on"] as const;
 type Variant = (typeof VARIANTS)[number];
+/** A run that twins are put beside, without or with a cold start. */
+type Original = Extract<Variant, "r1-zero" | "r1">;
 
 export interface TwinRow {
   readonly variant: Variant;
@@ -77,6 +87,7 @@ export interface TwinRow {
 export interface TwinsReport {
   readonly benchmark: "countdown-twins";
   readonly game: CountdownGame;
+  readonly original: Original;
   readonly puzzles: number;
   readonly minutesScale: number;
   readonly machine: Machine;
@@ -87,7 +98,7 @@ export interface TwinsReport {
     readonly pass1: number;
     readonly interval: readonly [number, number];
   }[];
-  /** How much more often r1-zero is right than each twin, puzzle by puzzle. */
+  /** How much more often the original is right than each twin, puzzle by puzzle. */
   readonly margins: readonly {
     readonly over: Variant;
     readonly difference: number;
@@ -104,8 +115,9 @@ interface Reference {
   readonly path: string;
   readonly preset: string;
   readonly config: RunConfig;
+  readonly original: Original;
   /** Time its twins get for each stage. */
-  readonly seconds: { readonly pretrain: number; readonly rl: number };
+  readonly seconds: { readonly pretrain: number; readonly sft: number; readonly rl: number };
   /** The usual time of a step of its pre-training. */
   readonly textStep: number;
 }
@@ -116,11 +128,18 @@ const scaled = (steps: number, scale: number): number => Math.max(1, Math.round(
 const scaledConfig = (config: RunConfig, scale: number): RunConfig => ({
   ...config,
   pretrain: { ...config.pretrain, steps: scaled(config.pretrain.steps, scale) },
+  sft: { ...config.sft, steps: config.sft.steps === 0 ? 0 : scaled(config.sft.steps, scale) },
   rl: { ...config.rl, steps: scaled(config.rl.steps, scale) },
   evaluation: { ...config.evaluation, count: scaled(config.evaluation.count, Math.min(1, scale)) },
 });
 
 const scaleSuffix = (scale: number): string => (scale === 1 ? "" : `-x${scale}`);
+
+/** By the stages of a run. */
+const ORIGINALS: Readonly<Record<string, Original>> = {
+  "pretrain, rl": "r1-zero",
+  "pretrain, sft, rl": "r1",
+};
 
 /** A finished run as the measure of its twins. @throws ConfigError when it has no twins to be put beside */
 async function referenceAt(path: string, scale: number): Promise<Reference> {
@@ -128,10 +147,11 @@ async function referenceAt(path: string, scale: number): Promise<Reference> {
   const minutesOf = (stage: string): number =>
     result?.stages.find((one) => one.stage === stage)?.minutes ?? 0;
   const stages = result?.stages.map(({ stage }) => stage).join(", ");
-  if (result === undefined || manifest.task !== "countdown" || stages !== "pretrain, rl") {
+  const original = stages === undefined ? undefined : ORIGINALS[stages];
+  if (result === undefined || manifest.task !== "countdown" || original === undefined) {
     throw new ConfigError({
       where: `--run ${path}`,
-      rule: "must be a finished run of countdown without a cold start",
+      rule: "must be a finished run of countdown that made its own base and then learned by reinforcement",
       got: result === undefined ? "an unfinished one" : `${manifest.task} with the stages ${stages}`,
     });
   }
@@ -141,7 +161,12 @@ async function referenceAt(path: string, scale: number): Promise<Reference> {
     path,
     preset: manifest.preset,
     config: scaledConfig(parseRunConfig(manifest.config), scale),
-    seconds: { pretrain: 60 * scale * minutesOf("pretrain"), rl: 60 * scale * minutesOf("rl") },
+    original,
+    seconds: {
+      pretrain: 60 * scale * minutesOf("pretrain"),
+      sft: 60 * scale * minutesOf("sft"),
+      rl: 60 * scale * minutesOf("rl"),
+    },
     textStep: measured(text).median,
   };
 }
@@ -167,14 +192,15 @@ async function* references(options: TwinsOptions): AsyncGenerator<Reference> {
   }
   for (const seed of options.seeds ?? (given.length > 0 ? [] : [1])) {
     if (given.includes(seed)) continue;
-    onNote?.(`seed ${seed}: training r1-zero`);
+    onNote?.(`seed ${seed}: training ${options.preset}`);
     yield await trainReference(seed, options);
   }
 }
 
 /** What a twin does with the time. */
 interface Twin {
-  readonly variant: Exclude<Variant, "r1-zero">;
+  readonly variant: Exclude<Variant, Original>;
+  readonly of: Original;
   readonly task: (options: CountdownOptions) => Task<Puzzle>;
   /** The stage of text that a time is given to. */
   readonly timed: "pretrain" | "sft";
@@ -187,6 +213,7 @@ interface Twin {
 const TWINS: readonly Twin[] = [
   {
     variant: "base-on",
+    of: "r1-zero",
     task: exploredOn,
     timed: "sft",
     textSeconds: ({ rl }) => rl,
@@ -195,6 +222,7 @@ const TWINS: readonly Twin[] = [
   },
   {
     variant: "no-thought",
+    of: "r1-zero",
     task: withoutThoughts,
     timed: "pretrain",
     textSeconds: ({ pretrain }) => pretrain,
@@ -203,23 +231,39 @@ const TWINS: readonly Twin[] = [
   },
   {
     variant: "no-thought-sft",
+    of: "r1-zero",
     task: withoutThoughts,
     timed: "sft",
     textSeconds: ({ pretrain, rl }) => pretrain + rl,
     onBase: false,
     rl: false,
   },
+  {
+    variant: "sft-on",
+    of: "r1",
+    task: countdownTask,
+    timed: "sft",
+    textSeconds: ({ sft, rl }) => sft + rl,
+    onBase: true,
+    rl: false,
+  },
 ];
 
-/** A twin's configuration: all stages of text are trained as the run's own. @param steps  of the timed stage */
+/**
+ * A twin's configuration. R1-Zero has one stage of text, and its twins train all of theirs as it does.
+ * @param steps  of the timed stage
+ */
 function twinConfig({ config }: Reference, twin: Twin, task: Task<Puzzle>, steps: number): RunConfig {
   const { timed, onBase } = twin;
-  const text = (count: number): RunConfig["pretrain"] => ({ ...config.pretrain, steps: count });
+  const text = (stage: RunConfig["pretrain"], count: number): RunConfig["pretrain"] => ({
+    ...stage,
+    steps: count,
+  });
   const maxNewTokens = task.maxNewTokens ?? config.rl.maxNewTokens;
   return {
     ...config,
-    pretrain: text(timed === "pretrain" ? steps : onBase ? config.pretrain.steps : 0),
-    sft: text(timed === "sft" ? steps : 0),
+    pretrain: text(config.pretrain, timed === "pretrain" ? steps : onBase ? config.pretrain.steps : 0),
+    sft: text(twin.of === "r1" ? config.sft : config.pretrain, timed === "sft" ? steps : 0),
     rl: {
       ...config.rl,
       steps: twin.rl ? config.rl.steps : 0,
@@ -374,6 +418,7 @@ export async function countdownTwins(options: TwinsOptions): Promise<TwinsReport
   ) as Record<Variant, number[][]>;
   let machine: Machine | undefined;
   let game: CountdownGame | undefined;
+  let original: Original | undefined;
   for await (const reference of references(options)) {
     const { config } = reference;
     const { seed } = config;
@@ -384,7 +429,15 @@ export async function countdownTwins(options: TwinsOptions): Promise<TwinsReport
         got: `${config.countdown.game} beside ${game}`,
       });
     }
+    if (original !== undefined && original !== reference.original) {
+      throw new ConfigError({
+        where: `--run ${reference.path}`,
+        rule: "must have a cold start where the others have one",
+        got: `${reference.original} beside ${original}`,
+      });
+    }
     game = config.countdown.game;
+    original = reference.original;
     const add = async (variant: Variant, path: string): Promise<void> => {
       const { summary, scores: own, machine: here } = await measure(path, config, puzzles);
       machine = here;
@@ -392,26 +445,25 @@ export async function countdownTwins(options: TwinsOptions): Promise<TwinsReport
       rows.push(await rowOf(variant, path, config, summary));
       onNote?.(`seed ${seed}, ${variant}: ${percent(summary.pass1)} right on ${puzzles} test puzzles`);
     };
-    await add("r1-zero", reference.path);
-    for (const twin of TWINS) {
+    await add(original, reference.path);
+    for (const twin of TWINS.filter(({ of }) => of === original)) {
       const path = await trainTwin(reference, twin, options, (step) => {
         if (twin.variant === "base-on") slowdown.push({ seed, factor: step / reference.textStep });
       });
       await add(twin.variant, path);
     }
   }
-  invariant(machine !== undefined && game !== undefined, "there is at least one run");
+  invariant(machine && game && original, "there is at least one run");
+  const ours = original;
+  const twins = TWINS.filter(({ of }) => of === ours).map(({ variant }) => variant);
   return {
     benchmark: "countdown-twins",
-    ...{ game, puzzles, minutesScale, machine, rows },
-    pooled: VARIANTS.map((variant) => {
+    ...{ game, original, puzzles, minutesScale, machine, rows },
+    pooled: [ours, ...twins].map((variant) => {
       const { mean, interval } = clusteredInterval(scores[variant]);
       return { variant, pass1: mean, interval };
     }),
-    margins: TWINS.map(({ variant: over }) => ({
-      over,
-      ...pairedDifference(scores["r1-zero"], scores[over]),
-    })),
+    margins: twins.map((over) => ({ over, ...pairedDifference(scores[ours], scores[over]) })),
     slowdown,
   };
 }
@@ -422,24 +474,24 @@ const TOLERANCE = 0.1;
 const differs = (factor: number): boolean => Math.abs(factor - 1) > TOLERANCE;
 
 /** What is wrong with the times of a report, a line each. */
-function timeWarnings({ rows, slowdown, minutesScale }: TwinsReport): string[] {
+function timeWarnings({ rows, slowdown, minutesScale, original }: TwinsReport): string[] {
   if (minutesScale !== 1) return [`times ${minutesScale} of what they should be: a check, not a result`];
   const minutes = new Map(
-    rows.filter(({ variant }) => variant === "r1-zero").map((row) => [row.seed, row.minutes]),
+    rows.filter(({ variant }) => variant === original).map((row) => [row.seed, row.minutes]),
   );
   return [
     ...slowdown
       .filter(({ factor }) => differs(factor))
       .map(
         ({ seed, factor }) =>
-          `seed ${seed}: a step takes ${factor.toFixed(2)} times as long as when r1-zero was trained; minutes do not compare`,
+          `seed ${seed}: a step takes ${factor.toFixed(2)} times as long as when ${original} was trained; minutes do not compare`,
       ),
     ...rows
       .map((row) => ({ ...row, factor: row.minutes / minutes.get(row.seed)! }))
       .filter(({ factor }) => differs(factor))
       .map(
         ({ seed, variant, factor }) =>
-          `seed ${seed}: ${variant} took ${factor.toFixed(2)} times the minutes of r1-zero; keep the machine to itself`,
+          `seed ${seed}: ${variant} took ${factor.toFixed(2)} times the minutes of ${original}; keep the machine to itself`,
       ),
   ];
 }
@@ -469,7 +521,7 @@ const COLUMNS: readonly Column<TwinRow>[] = [
 
 /** The report for people. */
 export function twinsLines(report: TwinsReport): string[] {
-  const { game, puzzles, rows, pooled, margins, machine } = report;
+  const { game, original, puzzles, rows, pooled, margins, machine } = report;
   const seeds = new Set(rows.map(({ seed }) => seed)).size;
   return [
     `Countdown, the game ${game}: ${puzzles.toLocaleString("en")} test puzzles, one sample each at temperature 1`,
@@ -485,7 +537,7 @@ export function twinsLines(report: TwinsReport): string[] {
         )),
     ...margins.map(
       ({ over, difference, interval }) =>
-        `r1-zero over ${over}: ${points(difference)} points (${intervalText(interval)}), puzzle by puzzle`,
+        `${original} over ${over}: ${points(difference)} points (${intervalText(interval)}), puzzle by puzzle`,
     ),
     "",
     "pass@1 and tokens in each tenth of the time of reinforcement learning, on the puzzles it drew",
@@ -504,17 +556,15 @@ export function twinsLines(report: TwinsReport): string[] {
 }
 
 async function main(): Promise<void> {
-  const withoutColdStart = Object.entries<Preset>(PRESETS).filter(([, { config }]) => config.sft.steps === 0);
+  const fresh = Object.entries<Preset>(PRESETS).filter(([, { config }]) => config.pretrain.steps > 0);
   const command = new Command("countdown-twins")
     .description(
-      "R1-Zero on Countdown beside twins of the same size and minutes: without RL, without thoughts.",
+      "A run on Countdown beside twins of the same size and minutes: without RL, without thoughts.",
     )
     .option("--run <run...>", "finished runs to put the twins beside: names or folders")
     .option("--seeds <list>", "of runs to train where no given one has them", wholeNumbers())
     .addOption(
-      new Option("--preset <name>", "of runs to train")
-        .choices(withoutColdStart.map(([name]) => name))
-        .default("quick"),
+      new Option("--preset <name>", "of runs to train").choices(fresh.map(([name]) => name)).default("quick"),
     )
     .option("--out <folder>", "that holds the runs; a twin already there is gone on with", "runs")
     .option("--puzzles <n>", "test puzzles to measure on", wholeNumber({ min: 1 }), 1000)

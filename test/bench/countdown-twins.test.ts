@@ -189,7 +189,30 @@ describe("twins of a run", () => {
     const other = rowOf("no-thought-sft").path;
     await expect(countdownTwins({ ...options, run: [other] })).rejects.toThrow(ConfigError);
     await expect(countdownTwins({ ...options, run: [other] })).rejects.toThrow(
-      /must be a finished run of countdown without a cold start; got countdown-no-thought with the stages sft/,
+      /must be a finished run of countdown that made its own base .*; got countdown-no-thought with the stages sft/,
+    );
+  });
+
+  it("beside a run with a cold start are one, which has more of that", async () => {
+    const task = countdownTask({ heldOutCount: 4 });
+    const sft = { ...config.sft, steps: 20, schedule: level };
+    const cold = await startRun({
+      ...{ root, task, peak },
+      name: "cold",
+      preset: "tiny",
+      config: { ...config, sft },
+    });
+    const beside = await countdownTwins({ ...options, run: [cold.path] });
+    expect(beside.original).toBe("r1");
+    const stages = beside.rows.map((row) => [row.variant, ...row.stages.map(({ stage }) => stage)]);
+    expect(stages).toEqual([
+      ["r1", "pretrain", "sft", "rl"],
+      ["sft-on", "pretrain", "sft"],
+    ]);
+    expect(beside.margins.map(({ over }) => over)).toEqual(["sft-on"]);
+    expect(twinsLines(beside).join("\n")).toMatch(/r1 over sft-on: /);
+    await expect(countdownTwins({ ...options, run: [path, cold.path] })).rejects.toThrow(
+      /must have a cold start where the others have one; got r1 beside r1-zero/,
     );
   });
 });
