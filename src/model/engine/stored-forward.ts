@@ -49,6 +49,14 @@ export const LEAST_POSITIONS = 256;
 
 type Kind = "prompt" | "step";
 
+/** Tokens of the whole pieces that both begin with, less than all of `prompt`. */
+function commonPieces(held: readonly number[], prompt: readonly number[]): number {
+  const most = Math.min(held.length, prompt.length - 1);
+  let same = 0;
+  while (same < most && held[same] === prompt[same]) same++;
+  return same - (same % PIECE);
+}
+
 /** A prime up to `limit` that divides none of the sizes, and no size of a block. */
 function openSizeFor(limit: number, specs: Iterable<TensorSpec>): number {
   const sizes = new Set([...specs].flatMap(({ shape }) => shape));
@@ -102,6 +110,8 @@ export class StoredForward implements Forward {
   readonly #logits: DeviceTensor<"f32">;
   /** What a prompt is run in: a cache of one sequence. */
   #scratch: readonly DeviceTensor<"f32">[] | undefined;
+  /** The tokens whose keys and values are in it. */
+  #held: readonly number[] = [];
 
   constructor(runtime: Runtime, config: ModelConfig, caches: Caches, options: StoredOptions) {
     this.#runtime = runtime;
@@ -125,7 +135,11 @@ export class StoredForward implements Forward {
     const program = await this.#program("prompt");
     this.#scratch ??= specs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
     const logits = this.#runtime.tensor("f32", [1, this.#config.vocabSize]);
-    for (let done = 0; done < prompt.length; done += PIECE) {
+    // Whole pieces that this prompt begins with like the last one are there already, to the bit: a conversation that goes on, or many
+    // prompts after the same instructions. The last token is run in any case, for its logits.
+    const known = commonPieces(this.#held, prompt);
+    this.#held = this.#held.slice(0, known);
+    for (let done = known; done < prompt.length; done += PIECE) {
       const piece = prompt.slice(done, done + PIECE);
       const end = done + piece.length;
       const inputs = {
@@ -135,6 +149,7 @@ export class StoredForward implements Forward {
         last: this.#runtime.tensor("i32", [1], [piece.length - 1]),
       };
       await runOnce(bindForward(program, specs, this.#scratch, inputs, logits));
+      this.#held = prompt.slice(0, end);
     }
     const { length } = prompt;
     const whole = this.#scratch.map(({ data }) => data);

@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { toHalfBits } from "../../../src/compute/tensor/half.ts";
 import { type HostArray, hostArray } from "../../../src/compute/tensor/host.ts";
@@ -166,6 +166,54 @@ describe("an engine of stored weights", () => {
     const short = [{ prompt: [1, 2, 3], samples: 3, seed: 1 }];
     const [completions] = await ours.generate(short, OPTIONS);
     expect(completions!.map(({ ids, finish }) => [ids.length, finish])).toEqual(Array(3).fill([5, "length"]));
+  });
+
+  it("runs no piece again that the last prompt began with, and says the same to the bit", async () => {
+    const { stored } = twins(CONFIG, () => "Q4_1");
+    let pieces = 0;
+    const load = runtime.load.bind(runtime);
+    const spy = vi.spyOn(runtime, "load").mockImplementation(async (model, io) => {
+      const program = await load(model, io);
+      if (io.name === "prompt") {
+        const bind = program.bind.bind(program);
+        program.bind = (inputs, outputs) => {
+          pieces++;
+          return bind(inputs, outputs);
+        };
+      }
+      return program;
+    });
+    const engine = () => {
+      const made = new Engine(runtime, CONFIG, { slots: 4, stored: { weights: stored } });
+      engines.push(made);
+      return made;
+    };
+    const random = new Random(9);
+    const long = Array.from({ length: 384 }, () => random.integer(CONFIG.vocabSize));
+    const other = (at: number) => long.map((id, i) => (i === at ? (id + 1) % CONFIG.vocabSize : id));
+    // The prompt, and the pieces of it that are run after the one before it.
+    const turns = [
+      { prompt: long.slice(0, 300), runs: 3 },
+      { prompt: long.slice(0, 380), runs: 1 },
+      { prompt: long.slice(0, 380), runs: 1 },
+      { prompt: other(200).slice(0, 300), runs: 2 },
+      { prompt: long.slice(0, 256), runs: 1 },
+      { prompt: long.slice(0, 128), runs: 1 },
+      { prompt: other(0).slice(0, 20), runs: 1 },
+      { prompt: long.slice(0, 129), runs: 2 },
+    ];
+    try {
+      const going = engine();
+      for (const { prompt, runs } of turns) {
+        const asked = [{ prompt, samples: 2, seed: 1 }];
+        pieces = 0;
+        const said = await going.generate(asked, OPTIONS);
+        expect(pieces, `${prompt.length} tokens`).toBe(runs);
+        expect(said).toEqual(await engine().generate(asked, OPTIONS));
+      }
+    } finally {
+      spy.mockRestore();
+    }
   });
 
   it("adopts no other weights", () => {
