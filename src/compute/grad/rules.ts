@@ -37,7 +37,7 @@ import {
   transposeLast,
   where,
 } from "../graph/primitives.ts";
-import type { Shape } from "../tensor/shape.ts";
+import { type Shape, sizeOf } from "../tensor/shape.ts";
 
 /** What an argument receives: a cotangent of its own shape, or one for a slice of it. */
 export type Contribution =
@@ -54,6 +54,13 @@ type Rule<P extends PrimitiveName> = (
   application: Application<P>,
   g: Value,
 ) => readonly (Value | Contribution | null)[];
+
+/** aᵀ·b. The one that is transposed first is the wider one: of two products of long, narrow matrices that is the faster. */
+function transposedProduct(a: Value, b: Value): Value {
+  return a.shape.at(-1)! >= b.shape.at(-1)!
+    ? matmul(transposeLast(a), b)
+    : transposeLast(matmul(transposeLast(b), a));
+}
 
 /** Undoes broadcasting: sums over the axes along which an argument of shape `shape` was repeated. */
 export function sumTo(g: Value, shape: Shape): Value {
@@ -145,10 +152,10 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
       const gRows = reshape(g, [rows, N]);
       return [
         reshape(matmul(gRows, transposeLast(b!)), a!.shape),
-        matmul(transposeLast(reshape(a!, [rows, K])), gRows),
+        transposedProduct(reshape(a!, [rows, K]), gRows),
       ];
     }
-    return [sumTo(matmul(g, transposeLast(b!)), a!.shape), sumTo(matmul(transposeLast(a!), g), b!.shape)];
+    return [sumTo(matmul(g, transposeLast(b!)), a!.shape), sumTo(transposedProduct(a!, g), b!.shape)];
   },
 
   groupedMatmul: ({ inputs: [x, counts, ...matrices], attributes: { transposed } }, g) => [
@@ -193,9 +200,12 @@ export const GRADIENT_RULES: { readonly [P in PrimitiveName]: Rule<P> | null } =
   rmsNorm: ({ inputs: [x, weight], attributes: { epsilon } }, g) => {
     const r = div(1, sqrt(add(mean(mul(x!, x!), [-1], { keepDims: true }), epsilon)));
     const normed = mul(x!, r);
-    const gw = mul(g, weight!);
-    const projection = mean(mul(gw, normed), [-1], { keepDims: true });
-    return [mul(r, sub(gw, mul(normed, projection))), sumTo(mul(g, normed), weight!.shape)];
+    const gNormed = mul(g, normed);
+    const C = weight!.shape[0]!;
+    // The mean of weight · g · normed, as a product: no array of the terms is written.
+    const terms = matmul(reshape(gNormed, [sizeOf(r.shape), C]), reshape(weight!, [C, 1]));
+    const projection = mul(reshape(terms, r.shape), 1 / C);
+    return [mul(r, sub(mul(g, weight!), mul(normed, projection))), sumTo(gNormed, weight!.shape)];
   },
   // A rotation's transpose is the rotation back. The tables are constants of the position, so they get none.
   rotary: ({ inputs: [, positions, cos, sin], attributes }, g) => [

@@ -8,7 +8,7 @@ import { type DType, typedArray } from "../tensor/dtype.ts";
 import { toHalfBits } from "../tensor/half.ts";
 import { type HostArray, hostArray } from "../tensor/host.ts";
 import { normalizeAxis, type Shape, sameShape } from "../tensor/shape.ts";
-import type { Quantization, Value } from "./ir.ts";
+import { isPrimitive, type Quantization, type Value } from "./ir.ts";
 import { apply, constantIn } from "./trace.ts";
 
 /** A traced value or a plain number. */
@@ -177,7 +177,15 @@ export function reshape(x: Value, shape: Shape): Value {
 
 /** Reorders axes: axis i of the result is axis `permutation[i]` of x. */
 export function transpose(x: Value, permutation: readonly number[]): Value {
-  return permutation.every((axis, i) => axis === i) ? x : apply("transpose", [x], { permutation })[0]!;
+  if (permutation.every((axis, i) => axis === i)) return x;
+  if (isPrimitive(x.node, "transpose")) {
+    const first = x.node.attributes.permutation;
+    return transpose(
+      x.node.inputs[0]!,
+      permutation.map((axis) => first[axis]!),
+    );
+  }
+  return apply("transpose", [x], { permutation })[0]!;
 }
 
 /** Exchanges the last two axes. */
