@@ -158,7 +158,8 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       const kind = random.uniform();
       if (kind < GOOD_SHARES.drills) return drill(random, game, options.explore);
       if (kind < GOOD_SHARES.drills + GOOD_SHARES.hopeless) {
-        return giveUp(random, game, options.explore);
+        const { puzzle, ...trace } = giveUp(random, game, options.explore);
+        return { ...trace, messages: asked(puzzle) };
       }
       for (;;) {
         const puzzle = draw(random);

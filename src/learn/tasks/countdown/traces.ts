@@ -10,7 +10,18 @@ import { invariant } from "../../../base/errors.ts";
 import type { Random } from "../../../compute/tensor/random.ts";
 import type { Trace } from "../task.ts";
 import { type GameOptions, type Puzzle, type Range, splitOf } from "./puzzle.ts";
-import { gameOf, HIT, MISS, needsOf, stepsOf, type Thoughts, type Try, termOf, WALKS } from "./walks.ts";
+import {
+  gameOf,
+  HIT,
+  MISS,
+  needsOf,
+  stepsOf,
+  type Term,
+  type Thoughts,
+  type Try,
+  termOf,
+  WALKS,
+} from "./walks.ts";
 
 /** Every character of prompts, thoughts and answers. */
 export const COUNTDOWN_ALPHABET = `0123456789+-*/()=: \n${HIT}${MISS}`;
@@ -61,8 +72,7 @@ export const COUNTDOWN_TOKENS: readonly string[] = [
   ": ",
 ];
 
-/** The thought and the answer as a model writes them. */
-export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string): Trace {
+function writeThought(target: number, tries: readonly Try[]): string {
   let thought = "";
   let before: Try | undefined;
   for (const attempt of tries) {
@@ -72,8 +82,14 @@ export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string
     else
       thought += `${before === undefined ? "" : "\n"}${headed && heading !== undefined ? `${heading}\n` : ""}${start}`;
     before = attempt;
-    thought += `${last}${made?.value === puzzle.target ? HIT : MISS}${finish === undefined ? "" : ` ${finish}`}`;
+    thought += `${last}${made?.value === target ? HIT : MISS}${finish === undefined ? "" : ` ${finish}`}`;
   }
+  return thought;
+}
+
+/** The thought and the answer as a model writes them. */
+export function writeTrace(puzzle: Puzzle, tries: readonly Try[], answer: string): Trace {
+  const thought = writeThought(puzzle.target, tries);
   return {
     prompt: puzzlePrompt(puzzle),
     completion: `<think>${thought}\n</think><answer>${answer}</answer>`,
@@ -124,13 +140,17 @@ export function demonstrate(
 }
 
 /** The whole walk through a training puzzle as the game has them, but for that no try makes its target. */
-export function giveUp(random: Random, game: Game, options: ExploreOptions = {}): Trace {
+export function giveUp(
+  random: Random,
+  game: Game,
+  options: ExploreOptions = {},
+): Trace & { readonly puzzle: Puzzle } {
   for (;;) {
     const numbers = Array.from({ length: random.pick(game.counts) }, () => within(game.numbers, random));
     const puzzle = { numbers, target: within(game.target, random) };
     if (splitOf(puzzle) !== "train") continue;
     const { solved, ...trace } = demonstrate(puzzle, options);
-    if (!solved) return trace;
+    if (!solved) return { ...trace, puzzle };
   }
 }
 
@@ -169,13 +189,13 @@ function pairToExplore(random: Random, range: Range, largest: number): number[] 
   return random.shuffle(numbers);
 }
 
-/** Entries of a drill. */
-const DRILL_LENGTH = 16;
+/** Entries of a drill; those of thoughts that go backward are twice as long. */
+const DRILL_LENGTHS: Readonly<Record<Thoughts, number>> = { forward: 16, backward: 8 };
 
 /**
  * Sums apart from any puzzle, those that walks seldom meet as often as the rest: half are divisions, of which half have no
  * remainder and a quarter nearly none. Numbers as the puzzles have them come as often as those on the way. Where thoughts go
- * backward, half is what they would need of a number.
+ * backward, as much is what they would need of a number, and as much again lines that end one.
  */
 export function drill(
   random: Random,
@@ -209,6 +229,34 @@ export function drill(
     const kept = within(random.uniform() < 0.5 ? range : { min: 1, max: largest }, random);
     return needsOf(kept, within(target, random), largest);
   };
-  const one = (): string => (thoughts === "backward" && random.uniform() < 0.5 ? need() : sum());
-  return { prompt: "", completion: Array.from({ length: DRILL_LENGTH }, one).join(" ") };
+  const entry = (): string => {
+    if (thoughts === "forward") return sum();
+    const kind = random.uniform();
+    return kind < 0.35 ? sum() : kind < 0.65 ? need() : lastLine(random, { numbers: range, target }, largest);
+  };
+  return { prompt: "", completion: Array.from({ length: DRILL_LENGTHS[thoughts] }, entry).join(" ") };
+}
+
+const OPERATORS = ["+", "-", "*", "/"] as const;
+
+/** The line that ends a thought backward, each operator as often the last: among puzzles some are rare, and were written wrongly. */
+function lastLine(
+  random: Random,
+  { numbers: range, target: goal }: Omit<Game, "counts">,
+  largest: number,
+): string {
+  const operator = random.pick(OPERATORS);
+  for (;;) {
+    const numbers = Array.from({ length: 3 }, () => within(range, random));
+    const [kept, a, b] = numbers.map(termOf) as [Term, Term, Term];
+    const { term } = random.pick(stepsOf(a, b, largest));
+    if (term === undefined) continue;
+    const last = stepsOf(term, kept, largest).find((step) => step.operator === operator)?.term;
+    if (last === undefined || last.value < goal.min || last.value > goal.max) continue;
+    const tries: Try[] = [];
+    for (const attempt of WALKS.backward(gameOf({ numbers, target: last.value }), largest, () => true)) {
+      tries.push(attempt);
+      if (attempt.finish !== undefined) return writeThought(last.value, tries);
+    }
+  }
 }

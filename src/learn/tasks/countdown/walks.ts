@@ -1,10 +1,10 @@
 /**
  * The two ways a thought may go through a game of Countdown, each value worked out in steps and checked. Results that
- * would be too large are not tried. Division always is, and fails without a result where that would not be whole: whether
- * two numbers divide is decided where both have been read.
+ * would be too large are not tried.
  *
  * `forward` takes steps until all numbers are used, and checks what they made against the target: nothing but sums, and
- * much of it. A line takes some steps and then tries every way to finish from there; the next line has gone back.
+ * much of it. Division always is tried, and fails without a result where that would not be whole: whether two numbers divide is decided
+ * where both have been read. A line takes some steps and then tries every way to finish from there; the next line has gone back.
  *
  * ```
  * <think>27+15=42: 42+12=54✗ 42-12=30✗ 42/12✗
@@ -18,12 +18,12 @@
  * </think><answer>27*(15-12)</answer>
  * ```
  *
- * `backward` keeps one number for last, says what the rest would have to make for it, and tries the rest: their
- * difference from the target, the sum with it, the product, and the quotient if there is one. Where they make it, the
- * last step is written down.
+ * `backward` keeps one number for last, says what the rest would have to make for it and how the two would then be joined, and tries
+ * what the rest makes. Where that is among what is needed, the last step is written down. Of four numbers it joins two first, and
+ * says what is left.
  *
  * ```
- * <think>27 81: 54 108 3: 15+12=27✗ 15-12=3✓ 27*3=81
+ * <think>27 81: +54-108*3: 15+12=27✗ 15-12=3✓ 27*3=81
  * </think><answer>27*(15-12)</answer>
  * ```
  */
@@ -33,7 +33,7 @@ import type { Puzzle } from "./puzzle.ts";
 export const HIT = "✓";
 export const MISS = "✗";
 
-interface Term {
+export interface Term {
   readonly value: number;
   readonly text: string;
   /** 0: a number, 1: product or quotient, 2: sum or difference. */
@@ -41,32 +41,34 @@ interface Term {
 }
 
 interface Step {
+  readonly operator: string;
   readonly line: string;
-  /** Undefined for one that fails. */
+  /** Undefined for one that fails: a quotient that is not whole, or a result that is too large. */
   readonly term: Term | undefined;
 }
 
 const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
 
-/**
- * What joins two terms, the larger first, in the order + − × ÷: non-negative results up to `largest`, and quotients that are
- * not whole, which fail.
- */
-export function stepsOf(x: Term, y: Term, largest: number): Step[] {
+/** What joins two terms, the larger first, in the order + − × ÷. */
+function joinsOf(x: Term, y: Term, largest: number): Step[] {
   const [a, b] = x.value >= y.value ? [x, y] : [y, x];
-  const made = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => ({
-    line: `${a.value}${operator}${b.value}=${value}`,
-    term: { value, text: `${left}${operator}${right}`, level },
-  });
-  const quotient = a.value / b.value;
+  const join = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => {
+    const step = `${a.value}${operator}${b.value}`;
+    return Number.isInteger(value) && value <= largest
+      ? { operator, line: `${step}=${value}`, term: { value, text: `${left}${operator}${right}`, level } }
+      : { operator, line: step, term: undefined };
+  };
   return [
-    made("+", a.value + b.value, 2, a.text, b.text),
-    made("-", a.value - b.value, 2, a.text, bracket(b, 1)),
-    made("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
-    Number.isInteger(quotient)
-      ? made("/", quotient, 1, bracket(a, 1), bracket(b, 0))
-      : { line: `${a.value}/${b.value}`, term: undefined },
-  ].filter(({ term }) => term === undefined || term.value <= largest);
+    join("+", a.value + b.value, 2, a.text, b.text),
+    join("-", a.value - b.value, 2, a.text, bracket(b, 1)),
+    join("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
+    join("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)),
+  ];
+}
+
+/** Of what joins two terms the results up to `largest`, and the quotient that is not whole, which fails. */
+export function stepsOf(x: Term, y: Term, largest: number): Step[] {
+  return joinsOf(x, y, largest).filter(({ operator, term }) => term !== undefined || operator === "/");
 }
 
 /** A number as it is given. */
@@ -123,16 +125,27 @@ function* forward(
   }
 }
 
-/** A number kept for last, the target, and what the rest must make so that the two make it, one after the other. */
+/**
+ * A number kept for last, the target, and what the rest must make so that the two make it, each after the operator that then joins
+ * them: `15 81: +66-96` says that 66 will do, added to 15, and 96, less 15.
+ */
 export function needsOf(kept: number, target: number, largest: number): string {
   const [least, most] = kept < target ? [kept, target] : [target, kept];
-  const whole = [most - least, most + least, most * least].filter((value) => value <= largest);
-  const quotient = least > 0 && most % least === 0 ? `${most / least}` : MISS;
-  return `${kept} ${target}: ${[...whole, quotient].join(" ")}`;
+  const [sum, product] = [most + least, most * least];
+  const needs = [
+    `${kept > target ? "-" : "+"}${most - least}`,
+    ...(sum <= largest ? [`-${sum}`] : []),
+    ...(product <= largest ? [`/${product}`] : []),
+    ...(least > 0 && most % least === 0 ? [`${kept > target ? "/" : "*"}${most / least}`] : []),
+  ];
+  return `${kept} ${target}: ${needs.join("")}`;
 }
 
 /** In brackets whatever goes around it: an answer then copies what its thought says, and needs no rules of its own. */
 const bracketed = (term: Term): Term => ({ ...term, text: `(${term.text})`, level: 0 });
+
+/** The order in which two of many are joined: what makes small numbers first, where most solutions lie. */
+const JOINS = ["/", "-", "*", "+"] as const;
 
 /** Three numbers: each is kept for last in turn. Two: tried as they are. More: two are joined, and the rest is such a game. */
 function* backward(
@@ -143,17 +156,18 @@ function* backward(
 ): Generator<Try> {
   const head = heading === undefined ? {} : { heading };
   if (terms.length > 3) {
-    for (const [a, b, rest] of pairsOf(terms)) {
-      for (const { line, term } of stepsOf(a, b, largest)) {
-        if (!keep()) continue;
-        if (term === undefined) {
-          yield { ...head, start: "", last: line };
-          continue;
-        }
-        const left = [...rest, bracketed(term)];
-        const next = `${line}: ${left.map(({ value }) => value).join(" ")}`;
-        yield* backward({ terms: left, target }, largest, keep, next);
+    const joins = pairsOf(terms).flatMap(([a, b, rest]) =>
+      joinsOf(a, b, largest).map((step) => ({ ...step, rest })),
+    );
+    for (const { line, term, rest } of JOINS.flatMap((o) => joins.filter(({ operator }) => operator === o))) {
+      if (!keep()) continue;
+      if (term === undefined) {
+        yield { ...head, start: "", last: line };
+        continue;
       }
+      const left = [...rest, bracketed(term)];
+      const next = `${line}: ${left.map(({ value }) => value).join(" ")}`;
+      yield* backward({ terms: left, target }, largest, keep, next);
     }
     return;
   }
@@ -166,11 +180,8 @@ function* backward(
     const start = `${needsOf(kept.value, target, largest)}: `;
     const [a, b] = terms.filter((term) => term !== kept) as [Term, Term];
     for (const { line, term } of stepsOf(a, b, largest)) {
-      if (!keep()) continue;
-      const joined =
-        term === undefined
-          ? []
-          : stepsOf(bracketed(term), kept, largest).filter((step) => step.term !== undefined);
+      if (term === undefined || !keep()) continue;
+      const joined = stepsOf(bracketed(term), kept, largest).filter((step) => step.term !== undefined);
       const finish = joined.find((step) => step.term?.value === target);
       const made = (finish ?? joined[0])?.term;
       yield {

@@ -101,12 +101,13 @@ describe("countdown's demonstrations", () => {
     const kinds = { drill: 0, hopeless: 0, solved: 0 };
     const count = 600;
     for (let i = 0; i < count; i++) {
-      const { prompt, completion } = task.demonstrate!(new Random(1, i));
+      const { prompt, completion, messages } = task.demonstrate!(new Random(1, i));
       if (prompt === "") {
         kinds.drill++;
         continue;
       }
       const [numbers, target] = prompt.trim().split(" = ");
+      expect(messages?.[0]?.content).toContain(`to make ${target}.`);
       const puzzle = { numbers: numbers!.split(" ").map(Number), target: Number(target) };
       expect(splitOf(puzzle)).toBe("train");
       const { accuracy, format } = verifyCountdown(puzzle, completion);

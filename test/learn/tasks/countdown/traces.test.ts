@@ -136,18 +136,19 @@ describe("a walk from the target back", () => {
 
   it("keeps each number for last, says what the others must make and tries them", () => {
     expect(completionOf([15, 27, 12], 81)).toBe(
-      "<think>15 81: 66 96 ✗: 27+12=39✗ 27-12=15✗ 27/12✗\n27 81: 54 108 3: 15+12=27✗ 15-12=3✓ 27*3=81\n" +
+      "<think>15 81: +66-96: 27+12=39✗ 27-12=15✗\n27 81: +54-108*3: 15+12=27✗ 15-12=3✓ 27*3=81\n" +
         "</think><answer>27*(15-12)</answer>",
     );
   });
 
-  it("joins two of four numbers first, and says what is left", () => {
+  it("joins two of four numbers first, where that makes them small, and says what is left", () => {
     const thought = thoughtOf(completionOf([50, 2, 3, 4], 31));
     expect(thought).toMatch(
-      /^50\+2=52: 3 4 52\n3 31: 28 34 93 ✗: 52\+4=56✗ 52-4=48✗ 52\/4=13✗\n4 31: 27 35 124 ✗: /,
+      /^50\/2=25: 3 4 25\n3 31: \+28-34\/93: 25\+4=29✗ 25-4=21✗ 25\*4=100✗\n4 31: \+27-35\/124: /,
     );
     // What does not divide has nothing left to say, and the next line is no part of what went before.
-    expect(thought).toContain("4/2=2✗\n50/3✗\n50+4=54: 2 3 54\n2 31: ");
+    expect(thought).toContain("\n50/3✗ 50/4✗ 3/2✗\n4/2=2: 50 3 2\n50 31: ");
+    expect(thought).toContain("\n50-2=48: 3 4 48\n3 31: ");
     const headings = thought.split("\n").filter((line) => /=\d+: /.test(line));
     expect(new Set(headings).size).toBe(headings.length);
   });
@@ -179,13 +180,21 @@ describe("a walk from the target back", () => {
     for (const { puzzle, completion } of explorations(300, options)) {
       if (puzzle.numbers.length < 3) continue;
       for (const line of thoughtOf(completion).trimEnd().split("\n")) {
-        const [, kept, needs, tries] = /^(\d+) \d+: (.*?): (.*)$/.exec(line)!;
-        const { target } = puzzle;
-        const [low, high] = [Math.min(Number(kept), target), Math.max(Number(kept), target)];
-        const all = [high - low, high + low, high * low].filter((value) => value <= 198);
-        expect(needs!.split(" ")).toEqual([...all, high % low === 0 ? high / low : "✗"].map(String));
+        const [, kept, list, tries] = /^(\d+) \d+: ([-+*/\d]+): (.*)$/.exec(line)!;
+        const needs = [...list!.matchAll(/([-+*/])(\d+)/g)].map(([, operator, value]) => [operator!, value!]);
+        for (const [operator, value] of needs) {
+          const [low, high] = [Number(kept), Number(value)].toSorted((a, b) => a - b);
+          expect(evaluate(`${high}${operator}${low}`).value, line).toBe(`${puzzle.target}`);
+        }
+        // No other value up to the largest will do.
+        const values = needs.map(([, value]) => Number(value));
+        for (let value = 0; value <= 198; value++) {
+          const [low, high] = [Number(kept), value].toSorted((a, b) => a - b) as [number, number];
+          const made = [high + low, high - low, high * low, high / low];
+          expect(made.includes(puzzle.target), `${line}: ${value}`).toBe(values.includes(value));
+        }
         for (const [, made, verdict] of tries!.matchAll(/=(\d+)([✓✗])/g)) {
-          expect(needs!.split(" ").includes(made!), line).toBe(verdict === "✓");
+          expect(values.includes(Number(made)), line).toBe(verdict === "✓");
         }
       }
     }
@@ -211,18 +220,31 @@ describe("drills", () => {
     }
   });
 
-  it("say what is needed as often, where thoughts go backward", () => {
-    const entry = /(\d+) (\d+): ((?:\d+ )+(?:\d+|✗))(?= |$)/g;
-    let [sums, needs] = [0, 0];
-    for (let i = 0; i < 100; i++) {
-      const { completion } = drill(new Random(9, i), game, { thoughts: "backward" });
-      sums += completion.match(/[-+*/]/g)?.length ?? 0;
-      needs += completion.match(/: /g)?.length ?? 0;
-      for (const [, kept, target, list] of completion.matchAll(entry)) {
-        expect(Number(list!.split(" ")[0])).toBe(Math.abs(Number(kept) - Number(target)));
+  describe("where thoughts go backward", () => {
+    const backward = Array.from(
+      { length: 200 },
+      (_, i) => drill(new Random(9, i), game, { thoughts: "backward" }).completion,
+    ).join(" ");
+
+    it("say what is needed", () => {
+      const needs = [...backward.matchAll(/(\d+) (\d+): [-+](\d+)/g)];
+      expect(needs.length).toBeGreaterThan(500);
+      for (const [, kept, target, difference] of needs) {
+        expect(Number(difference)).toBe(Math.abs(Number(kept) - Number(target)));
       }
-    }
-    expect(sums / needs).toBeCloseTo(1, 0);
+    });
+
+    it("end thoughts, with each operator about as often", () => {
+      const ends = [...backward.matchAll(/(\d+) (\d+): ([^:]*): [^:]*?=(\d+)✓ ((\d+)([-+*/])(\d+))=(\d+)/g)];
+      const counts: Record<string, number> = { "+": 0, "-": 0, "*": 0, "/": 0 };
+      for (const [, kept, target, needs, made, step, a, operator, b, value] of ends) {
+        expect(needs!.match(/\d+/g)).toContain(made);
+        expect([a, b].toSorted()).toEqual([kept, made].toSorted());
+        expect([value, evaluate(step!).value]).toEqual([target, target]);
+        counts[operator!]! += 1;
+      }
+      for (const count of Object.values(counts)) expect(count / ends.length).toBeGreaterThan(0.1);
+    });
   });
 
   it("ask for divisions that are whole and for those that are not about as often", () => {
