@@ -10,8 +10,9 @@ import { RuntimeError } from "../../base/errors.ts";
 import { ELEMENT_TYPE } from "../onnx/proto.ts";
 import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
 import { dtypeFromOnnx } from "./backend.ts";
+import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
-import { buildModel, type Elements } from "./ort-model.ts";
+import { buildModel } from "./ort-model.ts";
 import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
 
 /** Kernels recurse, and the calling thread works as one of the pool's: koffi's 128 KiB for async calls overflows. */
@@ -145,7 +146,7 @@ export function ffiBackend(): Backend {
 }
 
 /** An OrtValue over the tensor's memory, which it does not keep alive; to be released by the caller. */
-function createValue({ api, memoryInfo }: Native, where: string, tensor: Elements): ort.Handle {
+function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceTensor): ort.Handle {
   const { data, shape, dtype } = tensor;
   const address = koffi.address(data.buffer) + BigInt(data.byteOffset);
   const dims = BigInt64Array.from(shape, BigInt);

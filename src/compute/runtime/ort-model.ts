@@ -3,13 +3,12 @@
  * that is built through its model editor it reads them in place, so that weights lie in memory once for all programs.
  */
 
-import { decodeModel, type NodeProto, type ValueInfoProto } from "../onnx/proto.ts";
-import type { TensorSpec } from "../tensor/shape.ts";
+import { decodeModel, type NodeProto, type TensorProto, type ValueInfoProto } from "../onnx/proto.ts";
+import { typedArray } from "../tensor/dtype.ts";
+import { sizeOf } from "../tensor/shape.ts";
 import { dtypeFromOnnx, type NamedTensors } from "./backend.ts";
+import { DeviceTensor } from "./device-tensor.ts";
 import type * as ort from "./ort-api.ts";
-
-/** A tensor, wherever its elements lie. */
-export type Elements = TensorSpec & { readonly data: ArrayBufferView };
 
 /** What building a model takes of the backend. */
 export interface ModelEditing {
@@ -20,7 +19,7 @@ export interface ModelEditing {
   /** @throws RuntimeError for a failure */
   readonly check: (status: ort.Handle) => void;
   /** A value over memory, to be released by the caller. */
-  readonly value: (name: string, tensor: Elements) => ort.Handle;
+  readonly value: (name: string, tensor: DeviceTensor) => ort.Handle;
 }
 
 /** Smaller initializers the model editor wants for its own: shapes may be worked out from them. */
@@ -64,11 +63,12 @@ function port({ api, editor, create, check }: ModelEditing, { name, type }: Valu
   }
 }
 
-/** A copy that lies outside V8's heap. */
-function unmoving(bytes: Uint8Array): Uint8Array {
-  const copy = new Uint8Array(new ArrayBuffer(bytes.length));
-  copy.set(bytes);
-  return copy;
+/** An initializer that the model itself holds, copied to memory that does not move. */
+function ownTensor({ dims, dataType, rawData }: TensorProto): DeviceTensor {
+  const dtype = dtypeFromOnnx(dataType)!;
+  const buffer = new ArrayBuffer(rawData!.length);
+  new Uint8Array(buffer).set(rawData!);
+  return new DeviceTensor(dtype, dims, typedArray(dtype, sizeOf(dims), buffer, 0));
 }
 
 /**
@@ -92,9 +92,10 @@ export function buildModel(
     check(editor.SetGraphInputs(built, inputs, inputs.length));
     const outputs = graph.output.map((each) => port(editing, each));
     check(editor.SetGraphOutputs(built, outputs, outputs.length));
-    for (const { name, dims, dataType, rawData, dataLocation } of graph.initializer) {
-      const given = dataLocation === 1 ? initializers[name] : undefined;
-      const tensor = given ?? { dtype: dtypeFromOnnx(dataType)!, shape: dims, data: unmoving(rawData!) };
+    for (const initializer of graph.initializer) {
+      const { name } = initializer;
+      const given = initializer.dataLocation === 1 ? initializers[name] : undefined;
+      const tensor = given ?? ownTensor(initializer);
       kept.push(tensor.data);
       const inPlace = given !== undefined && given.data.byteLength >= SMALLEST_IN_PLACE;
       check(editor.AddInitializerToGraph(built, name, value(name, tensor), inPlace ? 1 : 0));

@@ -90,7 +90,7 @@ const LONG: FreshRunConfig = {
   ...R1,
   pretrain: { ...R1.pretrain, steps: 600, rows: 6, rowLength: 512 },
   sft: { ...R1.sft, steps: 5000, rows: 7, rowLength: 704 },
-  rl: { ...R1.rl, steps: 40, maxNewTokens: 704, klBeta: QUICK.rl.klBeta, resampleAttempts: 0 },
+  rl: { ...QUICK.rl, steps: 40, maxNewTokens: 704, rates: R1.rl.rates },
   checkpointEvery: 50,
   countdown: { ...R1.countdown, game: "long" },
 };

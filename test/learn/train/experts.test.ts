@@ -15,33 +15,20 @@ import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { type DeepseekV3Config, deepseekV3Parameters } from "../../../src/model/arch/deepseek-v3.ts";
 import { initializeModel } from "../../../src/model/arch/models.ts";
 import { createEngine, specsOf } from "../../compute/harness.ts";
+import { DRAFTING } from "../../model/models.ts";
 import { batchOf, POLICY_SCALARS, policySequences, randomSequences } from "./batches.ts";
 
 const SMALL: DeepseekV3Config = {
-  modelType: "deepseek_v3",
-  vocabSize: 9,
+  ...DRAFTING,
   hiddenSize: 16,
   intermediateSize: 12,
   expertSize: 8,
-  layers: 2,
-  denseLayers: 1,
-  heads: 2,
   kvRank: 8,
   nopeHeadDim: 4,
-  ropeHeadDim: 8,
   valueHeadDim: 4,
   routedExperts: 8,
-  sharedExperts: 1,
-  expertsPerToken: 2,
   expertGroups: 2,
-  groupsPerToken: 1,
-  normalizeExperts: true,
-  expertScale: 1,
-  draftLayers: 1,
-  rmsNormEpsilon: 1e-6,
-  ropeTheta: 1e4,
   maxPositions: 32,
-  tieEmbeddings: false,
 };
 const RATES = { adamW: 0.003, muon: 0.01 };
 const LENGTHS = [9, 5, 12, 7, 11];

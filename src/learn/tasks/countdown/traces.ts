@@ -220,8 +220,8 @@ export function drill(
             : kind < 0.875
               ? ["/", product + within({ min: 1, max: divisor - 1 }, random), divisor]
               : ["/", within({ min: 1, max: most }, random), within(range, random)];
-    const step = stepsOf(termOf(Math.min(left, most)), termOf(right), largest).find(({ line }) =>
-      line.includes(operator),
+    const step = stepsOf(termOf(Math.min(left, most)), termOf(right), largest).find(
+      (each) => each.operator === operator,
     );
     return step === undefined ? sum() : step.term === undefined ? `${step.line}${MISS}` : step.line;
   };
