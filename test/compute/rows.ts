@@ -120,17 +120,17 @@ function quantizedInputs(
   };
 }
 
-/** With M, a product of as many rows with the matrix; without, the matrix. */
+/** With `rows`, a product of as many with the matrix; without, the matrix. */
 function quantizedRow({
   name,
-  M,
+  rows,
   ...rest
-}: QuantizedCase & { readonly name: string; readonly M?: number }): Row {
+}: QuantizedCase & { readonly name: string; readonly rows?: Shape }): Row {
   const quantization = { bits: rest.bits, blockSize: rest.blockSize, activations: "f32" } as const;
   return {
     name,
     inputs: (random) => ({
-      ...(M === undefined ? {} : { x: normal(random, [M, 64]) }),
+      ...(rows === undefined ? {} : { x: normal(random, [...rows, 64]) }),
       ...quantizedInputs(random, rest),
     }),
     fn: ({ x, codes, scales, offsets }) => {
@@ -203,6 +203,29 @@ function cachedAttentionRow({ name, B, T, H, Hk, valid, total = Math.max(...vali
       attended: mark(T, H * D, (b, t) => past[b]! + t < valid[b]!),
       keys: cache,
       values: cache,
+    },
+  };
+}
+
+/** The same, where queries, keys and values are cut from one array. */
+function cutAttentionRow(options: CacheCase): Row {
+  const { B, T, H, Hk } = options;
+  const row = cachedAttentionRow(options);
+  const D = 16;
+  return {
+    ...row,
+    inputs: (random) => {
+      const { q, k, v, ...rest } = row.inputs(random);
+      return { qkv: normal(random, [B, T, (H + 2 * Hk) * D]), ...rest };
+    },
+    fn: ({ qkv, ...rest }) => {
+      const [keys, values] = [H * D, (H + Hk) * D];
+      const cut = {
+        q: p.slice(qkv!, -1, 0, keys),
+        k: p.slice(qkv!, -1, keys, values),
+        v: p.slice(qkv!, -1, values, values + Hk * D),
+      };
+      return row.fn({ ...cut, ...rest });
     },
   };
 }
@@ -907,12 +930,30 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
     quantizedRow({ name: "dequantize of nibbles with offsets", bits: 4, blockSize: 16, offsets: true }),
     quantizedRow({ name: "dequantize of bytes", bits: 8, blockSize: 16, offsets: false }),
     quantizedRow({ name: "dequantize of bytes with offsets", bits: 8, blockSize: 32, offsets: true }),
+    ...([4, 8] as const).map((bits) => {
+      const row = quantizedRow({
+        name: `dequantize of rows by ids, ${bits} bits`,
+        bits,
+        blockSize: 32,
+        offsets: true,
+      });
+      const quantization = { bits, blockSize: 32, activations: "f32" } as const;
+      return {
+        ...row,
+        inputs: (random: Random) => ({ ...row.inputs(random), ids: i32([2, 3], [4, 0, 1, 1, 3, 2]) }),
+        fn: ({ codes, scales, offsets, ids }: Readonly<Record<string, Value>>) => {
+          const parts = [codes!, scales!, offsets!].map((part) => p.gatherRows(part, ids!));
+          return p.dequantize(parts as readonly Value[] as p.QuantizedParts, quantization);
+        },
+      };
+    }),
   ],
   matmulNBits: [
-    quantizedRow({ name: "matmulNBits of one row", M: 1, bits: 4, blockSize: 32, offsets: false }),
-    quantizedRow({ name: "matmulNBits of nibbles", M: 3, bits: 4, blockSize: 32, offsets: true }),
-    quantizedRow({ name: "matmulNBits of small blocks", M: 3, bits: 4, blockSize: 16, offsets: true }),
-    quantizedRow({ name: "matmulNBits of bytes", M: 3, bits: 8, blockSize: 32, offsets: true }),
+    quantizedRow({ name: "matmulNBits of one row", rows: [1], bits: 4, blockSize: 32, offsets: false }),
+    quantizedRow({ name: "matmulNBits of nibbles", rows: [3], bits: 4, blockSize: 32, offsets: true }),
+    quantizedRow({ name: "matmulNBits of small blocks", rows: [3], bits: 4, blockSize: 16, offsets: true }),
+    quantizedRow({ name: "matmulNBits of bytes", rows: [3], bits: 8, blockSize: 32, offsets: true }),
+    quantizedRow({ name: "matmulNBits of sequences", rows: [2, 3], bits: 4, blockSize: 32, offsets: true }),
     {
       name: "matmulNBits of one x with two matrices",
       inputs: (random) => ({
@@ -929,6 +970,30 @@ export const PRIMITIVE_ROWS: { readonly [P in PrimitiveName]: Rows } = {
   ],
 
   cachedAttention: [
+    cutAttentionRow({
+      name: "cachedAttention of one array, a token each",
+      B: 3,
+      T: 1,
+      H: 4,
+      Hk: 2,
+      valid: [3, 6, 1],
+    }),
+    cutAttentionRow({
+      name: "cachedAttention of one array, prompts",
+      B: 2,
+      T: 5,
+      H: 2,
+      Hk: 2,
+      valid: [5, 2],
+    }),
+    cutAttentionRow({
+      name: "cachedAttention of one array, of two tokens",
+      B: 1,
+      T: 2,
+      H: 4,
+      Hk: 1,
+      valid: [7],
+    }),
     latentAttentionRow({ name: "cachedAttention over latents", B: 2, T: 1, H: 3, valid: [3, 6] }),
     latentAttentionRow({ name: "cachedAttention over latents, of prompts", B: 2, T: 5, H: 2, valid: [5, 2] }),
     latentAttentionRow({ name: "cachedAttention over latents, of two tokens", B: 1, T: 2, H: 4, valid: [7] }),

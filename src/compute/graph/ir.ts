@@ -92,14 +92,14 @@ export interface Attributes {
   groupedOuter: { readonly groups: number };
 
   /**
-   * A matrix [N, K] from blocks of whole numbers: (code − 2^(bits − 1)) · scale + offset, scale and offset being those of its
-   * block of a row. Inputs: codes `u8[N, K/blockSize, blockSize·bits/8]` (of four bits, the lower half of a byte comes first),
-   * scales `f32[N, K/blockSize]` and, where there are any, offsets of the same shape. Has no gradient.
+   * Rows of K numbers, `[…, K]`, from blocks of whole numbers: (code − 2^(bits − 1)) · scale + offset, scale and offset being those
+   * of its block of a row. Inputs: codes `u8[…, K/blockSize, blockSize·bits/8]` (of four bits, the lower half of a byte comes
+   * first), scales `f32[…, K/blockSize]` and, where there are any, offsets of the same shape. Has no gradient.
    */
   dequantize: Quantization;
   /**
-   * x · Wᵀ for a matrix W as `dequantize` takes it, without widening it first (ONNX Runtime's MatMulNBits). Inputs: x `[M, K]`,
-   * then those of `dequantize`. Output: `[M, N]`. Has no gradient.
+   * x · Wᵀ for a matrix W [N, K] as `dequantize` takes it, without widening it first (ONNX Runtime's MatMulNBits). Inputs: x
+   * `[…, M, K]`, then those of `dequantize`. Output: `[…, M, N]`. Has no gradient.
    */
   matmulNBits: Quantization;
 

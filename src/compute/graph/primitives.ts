@@ -158,12 +158,12 @@ export function groupedOuter(a: Value, b: Value, counts: Value): readonly Value[
 /** Codes, scales and, where there are any, offsets of a matrix; see `Attributes.dequantize` for the shapes. */
 export type QuantizedParts = readonly [codes: Value, scales: Value, offsets?: Value];
 
-/** The matrix [N, K] that blocks of whole numbers stand for. */
+/** The rows […, K] that blocks of whole numbers stand for. */
 export function dequantize(parts: QuantizedParts, quantization: Quantization): Value {
   return apply("dequantize", parts as readonly Value[], quantization)[0]!;
 }
 
-/** x · Wᵀ for a W that stays quantised. @param x [M, K] @returns [M, N] */
+/** x · Wᵀ for a W that stays quantised. @param x […, M, K] @returns […, M, N] */
 export function matmulNBits(x: Value, parts: QuantizedParts, quantization: Quantization): Value {
   return apply("matmulNBits", [x, ...(parts as readonly Value[])], quantization)[0]!;
 }

@@ -107,7 +107,7 @@ function splitLast(where: string, x: TensorSpec): { lead: Shape; last: number } 
   return { lead: x.shape.slice(0, -1), last };
 }
 
-/** Shape [N, K] of the matrix whose codes are argument `first`, its scales the next and its offsets, if any, the last. */
+/** Shape […, K] of the rows whose codes are argument `first`, their scales the next and their offsets, if any, the last. */
 function quantizedShape(
   where: string,
   inputs: readonly TensorSpec[],
@@ -117,17 +117,17 @@ function quantizedShape(
   if (inputs.length !== first + 3) expectCount(where, inputs, first + 2);
   const codes = argument(where, inputs, first, ["u8"]);
   const scales = argument(where, inputs, first + 1, ["f32"]);
-  const [N, blocks, bytes] = codes.shape as readonly [number, number, number];
+  const perBlock = codes.shape.slice(0, -1);
   const offsets = inputs[first + 2];
   const fits =
-    codes.shape.length === 3 &&
-    bytes * 8 === blockSize * bits &&
-    sameShape(scales.shape, [N, blocks]) &&
-    (offsets === undefined || (offsets.dtype === "f32" && sameShape(offsets.shape, [N, blocks])));
-  if (fits) return [N, blocks * blockSize];
+    codes.shape.length >= 3 &&
+    codes.shape.at(-1)! * 8 === blockSize * bits &&
+    sameShape(scales.shape, perBlock) &&
+    (offsets === undefined || (offsets.dtype === "f32" && sameShape(offsets.shape, perBlock)));
+  if (fits) return [...perBlock.slice(0, -1), perBlock.at(-1)! * blockSize];
   throw new ShapeError({
     where,
-    rule: `codes u8[N,K/${blockSize},${(blockSize * bits) / 8}], scales f32[N,K/${blockSize}], offsets like scales or none`,
+    rule: `codes u8[…,K/${blockSize},${(blockSize * bits) / 8}], scales f32[…,K/${blockSize}], offsets like scales or none`,
     got: show(inputs),
   });
 }
@@ -278,11 +278,12 @@ export const SHAPE_RULES: { readonly [P in PrimitiveName]: Rule<P> } = {
   ],
   matmulNBits: (inputs, quantization) => {
     const x = argument("matmulNBits", inputs, 0, ["f32"]);
-    const [N, K] = quantizedShape("matmulNBits", inputs, 1, quantization) as readonly [number, number];
-    if (x.shape.length !== 2 || x.shape[1] !== K) {
-      throw new ShapeError({ where: "matmulNBits", rule: `x must be [M,${K}]`, got: show(inputs) });
+    const [N, K, ...rest] = quantizedShape("matmulNBits", inputs, 1, quantization) as readonly number[];
+    if (x.shape.length < 2 || x.shape.at(-1) !== K || rest.length > 0) {
+      const rule = "x must be […,M,K] and the matrix [N,K]";
+      throw new ShapeError({ where: "matmulNBits", rule, got: show(inputs) });
     }
-    return [{ dtype: "f32", shape: [x.shape[0]!, N] }];
+    return [{ dtype: "f32", shape: [...x.shape.slice(0, -1), N!] }];
   },
 
   reshape: (inputs, { shape }) => {

@@ -7,11 +7,11 @@
  */
 
 import { invariant } from "../../base/errors.ts";
-import type { Application, Graph, PrimitiveName, Value } from "../graph/ir.ts";
+import { type Application, type Graph, isPrimitive, type PrimitiveName, type Value } from "../graph/ir.ts";
 import { BYTES } from "../tensor/dtype.ts";
 import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
 import { modelHeader, NodeWriter } from "./nodes.ts";
-import { ELEMENT_TYPE, encodeModel, type TensorProto, type ValueInfoProto } from "./proto.ts";
+import { ELEMENT_TYPE, encodeModel, type NodeProto, type TensorProto, type ValueInfoProto } from "./proto.ts";
 
 /**
  * Below this many rows the gradient of an embedding is a product with a one-hot matrix: exact, deterministic and
@@ -25,9 +25,9 @@ class Emitter extends NodeWriter {
   readonly #splits = new Map<string, readonly string[]>();
   /** Sums of blocks, by what they are of. */
   readonly #sums = new Map<string, string>();
-  readonly #open: number | undefined;
+  readonly #open: readonly number[];
 
-  constructor(open: number | undefined) {
+  constructor(open: readonly number[]) {
     super();
     this.#open = open;
   }
@@ -67,31 +67,33 @@ class Emitter extends NodeWriter {
     return super.integers(values, dims);
   }
 
-  /** What to reshape to: an open size, or a multiple of it, is left to the runtime. */
-  shape(sizes: Shape): string {
-    if (!sizes.some((size) => this.isOpen(size))) return this.integers(sizes);
-    const rest = sizes.map((size) => (this.isOpen(size) ? -1 : size));
-    invariant(rest.filter((size) => size < 0).length === 1, "one size of a reshape may be open");
-    return this.integers(rest);
+  /** What to reshape to: an open size is that of the same axis before, where it is, or left to the runtime. */
+  shape(sizes: Shape, before: Shape): string {
+    const open = sizes.map((size) => this.isOpen(size));
+    const rest = sizes.map((size, axis) => (!open[axis] ? size : size === before[axis] ? 0 : -1));
+    invariant(rest.filter((size) => size < 0).length <= 1, "one size of a reshape may be left open");
+    // Not `integers` of this class, which takes every size for a constant: 0 and −1 are none.
+    return super.integers(rest);
   }
 
   isOpen(size: number): boolean {
-    return this.#open !== undefined && size !== 0 && size % this.#open === 0;
+    return size !== 0 && this.#open.some((each) => size % each === 0);
   }
 
-  /** Sums of each block of the rows of x [rows, blocks·blockSize]: [rows, blocks], once for all who ask. */
-  blockSums(x: string, rows: number, blocks: number, blockSize: number): string {
+  /** Sums of each block of the rows of x […, blocks·blockSize]: […, blocks], once for all who ask. */
+  blockSums(x: string, shape: Shape, blockSize: number): string {
     const key = `${x}:${blockSize}`;
     let sums = this.#sums.get(key);
     if (sums === undefined) {
-      const apart = this.temporary("Reshape", [x, this.shape([rows, blocks, blockSize])]);
-      sums = this.temporary("ReduceSum", [apart, this.integers([2])], { keepdims: 0 });
+      const blocks = [...shape.slice(0, -1), shape.at(-1)! / blockSize, blockSize];
+      const apart = this.temporary("Reshape", [x, this.shape(blocks, shape)]);
+      sums = this.temporary("ReduceSum", [apart, this.integers([-1])], { keepdims: 0 });
       this.#sums.set(key, sums);
     }
     return sums;
   }
 
-  /** The halves of bytes, the lower first, as an array of the given shape. */
+  /** The halves of bytes, the lower first: […, n] as […, 2n]. */
   nibbles(bytes: string, shape: Shape): string {
     const [mask, four] = [15, 4].map((value) => this.tensor("u8", [1], Uint8Array.of(value)));
     const low = this.temporary("BitwiseAnd", [bytes, mask!]);
@@ -99,7 +101,7 @@ class Emitter extends NodeWriter {
     const last = this.integers([-1]);
     const pairs = [low, high].map((half) => this.temporary("Unsqueeze", [half, last]));
     const both = this.temporary("Concat", pairs, { axis: -1 });
-    return this.temporary("Reshape", [both, this.shape(shape)]);
+    return this.temporary("Reshape", [both, this.shape([...shape.slice(0, -1), 2 * shape.at(-1)!], shape)]);
   }
 
   zeros(shape: Shape): string {
@@ -200,15 +202,15 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     [bytes, scales, offsets],
     [y],
   ) => {
-    const [N, blocks] = codes!.shape as readonly [number, number];
-    const whole = [N, blocks, blockSize];
-    const numbers = bits === 8 ? bytes! : emitter.nibbles(bytes!, whole);
+    const perBlock = codes!.shape.slice(0, -1);
+    const numbers = bits === 8 ? bytes! : emitter.nibbles(bytes!, codes!.shape);
     const floats = emitter.temporary("Cast", [numbers], { to: ELEMENT_TYPE.f32 });
     const centered = emitter.temporary("Sub", [floats, emitter.floats([2 ** (bits - 1)], [])]);
     const ofBlock = (x: string): string => emitter.temporary("Unsqueeze", [x, emitter.integers([-1])]);
     const scaled = emitter.temporary("Mul", [centered, ofBlock(scales!)]);
     const values = offsets === undefined ? scaled : emitter.temporary("Add", [scaled, ofBlock(offsets)]);
-    emitter.node("Reshape", [values, emitter.shape([N, blocks * blockSize])], [y!]);
+    const rows = [...perBlock.slice(0, -1), perBlock.at(-1)! * blockSize];
+    emitter.node("Reshape", [values, emitter.shape(rows, perBlock)], [y!]);
   },
   matmulNBits: (emitter, { inputs, attributes }, [x, codes, scales, offsets], outputs) => {
     const { bits, blockSize, activations } = attributes;
@@ -224,12 +226,14 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     );
     if (offsets === undefined) return;
     // The operator has no minima that are no whole number of steps, but what a block of x adds up to is all they need.
-    const sums = emitter.blockSums(x!, inputs[0]!.shape[0]!, blocks, blockSize);
-    emitter.node("Gemm", [sums, offsets, product], outputs, { transB: 1 });
+    const sums = emitter.blockSums(x!, inputs[0]!.shape, blockSize);
+    const added = emitter.fresh();
+    emitter.node("FusedMatMul", [sums, offsets], [added], { transB: 1 }, "com.microsoft");
+    emitter.node("Add", [product, added], outputs);
   },
 
-  reshape: (emitter, { attributes: { shape } }, [x], outputs) =>
-    emitter.node("Reshape", [x!, emitter.shape(shape)], outputs),
+  reshape: (emitter, { inputs: [before], attributes: { shape } }, [x], outputs) =>
+    emitter.node("Reshape", [x!, emitter.shape(shape, before!.shape)], outputs),
   transpose: (emitter, { attributes: { permutation } }, inputs, outputs) =>
     emitter.node("Transpose", inputs, outputs, { perm: permutation }),
   broadcast: (emitter, { attributes: { shape } }, [x], outputs) =>
@@ -289,24 +293,57 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     const interleaved = attributes.interleaved ? 1 : 0;
     emitter.node("RotaryEmbedding", [x!, wide, cos!, sin!], outputs, { interleaved }, "com.microsoft");
   },
-  cachedAttention: (emitter, { attributes: { heads, kvHeads, scale } }, inputs, outputs) =>
+  cachedAttention: (emitter, { inputs: [q, k, v], attributes }, [, , , ...rest], outputs) => {
+    const { heads, kvHeads, scale } = attributes;
+    // What was cut into queries, keys and values the kernel takes as it was.
+    const whole = wholeOf([q!, k!, v!]);
+    const rows =
+      whole === undefined ? [q!, k!, v!].map((x) => emitter.name(x)) : [emitter.name(whole), "", ""];
     emitter.node(
       "GroupQueryAttention",
-      inputs,
+      [...rows, ...rest],
       outputs,
       {
         num_heads: heads,
         kv_num_heads: kvHeads,
         scale: { float: scale },
-        do_rotary: inputs.length === 9 ? 1 : 0,
+        do_rotary: rest.length === 6 ? 1 : 0,
         rotary_interleaved: 0,
       },
       "com.microsoft",
-    ),
+    );
+  },
 };
 
+/** The value whose last axis was cut into just these parts, in this order; undefined when there is none. */
+function wholeOf(parts: readonly Value[]): Value | undefined {
+  let [whole, reached]: [Value | undefined, number] = [undefined, 0];
+  for (const { node } of parts) {
+    if (!isPrimitive(node, "slice")) return undefined;
+    const { axis, start, end } = node.attributes;
+    const [from] = node.inputs as readonly [Value];
+    if (start !== reached || axis !== from.shape.length - 1 || (whole ?? from) !== from) return undefined;
+    [whole, reached] = [from, end];
+  }
+  return reached === whole?.shape.at(-1) ? whole : undefined;
+}
+
+/** The nodes that lead to the outputs, in their order. */
+function usedNodes(nodes: readonly NodeProto[], outputs: Iterable<string>): NodeProto[] {
+  const used = new Set(outputs);
+  return nodes
+    .toReversed()
+    .filter(({ input, output }) => {
+      const leads = output.some((name) => used.has(name));
+      if (leads) for (const name of input) used.add(name);
+      return leads;
+    })
+    .toReversed();
+}
+
 function valueInfo(name: string, { dtype, shape }: TensorSpec, emitter: Emitter): ValueInfoProto {
-  const dim = shape.map((size) => (emitter.isOpen(size) ? {} : { dimValue: size }));
+  // Open sizes have names, by which the runtime knows which arrays are of one size and may follow each other in memory.
+  const dim = shape.map((size) => (emitter.isOpen(size) ? { dimParam: `open${size}` } : { dimValue: size }));
   return { name, type: { tensorType: { elemType: ELEMENT_TYPE[dtype], shape: { dim } } } };
 }
 
@@ -314,17 +351,17 @@ export interface LowerOptions {
   /** Inputs whose values never change: they become external initializers, handed over when the program is loaded. */
   readonly initializers?: ReadonlySet<string>;
   /**
-   * A size that stands for any: wherever it, or a multiple of it, is a size of a tensor, the model leaves it open. A prime that
-   * divides no other size of the graph, which the caller sees to. What would have to store it as a constant cannot be lowered.
+   * Sizes that stand for any: wherever one, or a multiple of one, is a size of a tensor, the model leaves it open. Primes that
+   * divide no other size of the graph, which the caller sees to. What would have to store them as constants cannot be lowered.
    */
-  readonly open?: number;
+  readonly open?: readonly number[];
 }
 
 /**
  * The graph as the bytes of an ONNX model. Inputs and outputs keep their names.
  */
 export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Array {
-  const emitter = new Emitter(options.open);
+  const emitter = new Emitter(options.open ?? []);
   for (const [name, x] of graph.inputs) emitter.claim(x, name);
   const copies: [Value, string][] = [];
   for (const [name, x] of graph.outputs) {
@@ -349,7 +386,7 @@ export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Arra
     ...modelHeader("com.microsoft"),
     graph: {
       name: "pondera",
-      node: emitter.nodes,
+      node: usedNodes(emitter.nodes, graph.outputs.keys()),
       initializer: [...emitter.initializers, ...external],
       input: [...graph.inputs].flatMap(([name, x]) => (fixed.has(name) ? [] : [valueInfo(name, x, emitter)])),
       output: [...graph.outputs].map(([name, x]) => valueInfo(name, x, emitter)),

@@ -327,9 +327,8 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
   dequantize: (parts, quantization) => [dequantized(parts, quantization)],
   matmulNBits: ([x, ...parts], quantization, [y]) => {
     const weights = dequantized(parts, quantization);
-    const [M, N] = y!.shape as readonly [number, number];
-    const K = x!.shape[1]!;
-    const result = new Float64Array(M * N);
+    const [N, K] = [y!.shape.at(-1)!, x!.shape.at(-1)!];
+    const result = new Float64Array(sizeOf(y!.shape));
     for (let i = 0; i < result.length; i++) {
       const [m, n] = [Math.floor(i / N), i % N];
       for (let k = 0; k < K; k++) result[i]! += x!.data[m * K + k]! * weights[n * K + k]!;
@@ -423,7 +422,7 @@ const KERNELS: { readonly [P in PrimitiveName]: Kernel<P> } = {
   cachedAttention,
 };
 
-/** A matrix [N, K] from its codes, scales and offsets. */
+/** Rows from their codes, scales and offsets. */
 function dequantized(parts: readonly WideArray[], { bits, blockSize }: Quantization): Float64Array {
   const [codes, scales, offsets] = parts as readonly [WideArray, WideArray, WideArray?];
   return Float64Array.from({ length: scales.data.length * blockSize }, (_, i) => {

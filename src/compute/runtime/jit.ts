@@ -15,8 +15,8 @@ export interface CompileOptions {
   readonly initializers?: NamedTensors;
   /** Input and output pairs that share memory: attention caches. */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
-  /** A size that stands for any; see `LowerOptions.open`. */
-  readonly open?: number;
+  /** Sizes that stand for any; see `LowerOptions.open`. */
+  readonly open?: readonly number[];
 }
 
 /** A program and the specs of what it yields, so that a caller can make tensors for them. */

@@ -89,6 +89,7 @@ export const ORT_API = {
   CreateTensorTypeAndShapeInfo: [57, "status", ["outHandle"]],
   SetTensorElementType: [58, "status", ["handle", "int"]],
   SetDimensions: [59, "status", ["handle", "memory", "size"]],
+  SetSymbolicDimensions: [271, "status", ["handle", "texts", "size"]],
   ReleaseTensorTypeAndShapeInfo: [99, "void", ["handle"]],
   CreateOpAttr: [211, "status", ["text", "memory", "int", "int", "outHandle"]],
   ReleaseGraph: [287, "void", ["handle"]],

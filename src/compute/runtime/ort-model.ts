@@ -52,6 +52,8 @@ function port({ api, editor, create, check }: ModelEditing, { name, type }: Valu
     check(api.SetTensorElementType(info, elemType));
     const dims = BigInt64Array.from(shape.dim, ({ dimValue }) => BigInt(dimValue || -1));
     check(api.SetDimensions(info, dims, dims.length));
+    const names = shape.dim.map(({ dimParam }) => dimParam ?? "");
+    check(api.SetSymbolicDimensions(info, names, names.length));
     const tensor = create((out) => editor.CreateTensorTypeInfo(info, out));
     try {
       return create((out) => editor.CreateValueInfo(name, tensor, out));

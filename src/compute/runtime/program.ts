@@ -33,10 +33,10 @@ export interface ProgramIO {
    */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
   /**
-   * A size that stands for any in the specs above, as in `LowerOptions`: every call may be bound to tensors of another, the same
-   * in all of them.
+   * Sizes that stand for any in the specs above, as in `LowerOptions`: every call may be bound to tensors of others, the same in all
+   * of them.
    */
-  readonly open?: number;
+  readonly open?: readonly number[];
 }
 
 /** A model loaded for given shapes. */
@@ -163,9 +163,9 @@ class LoadedProgram implements Program {
   bind(inputs: NamedTensors, outputs: NamedTensors): Call {
     const where = `program "${this.name}"`;
     expectLive(where, this.#owned.session);
-    const { open } = this.#io;
-    const size = open === undefined ? undefined : openSize(open, this.#io.inputs, inputs);
-    const closed = (specs: ProgramIO["inputs"]) => (open && size ? closeSpecs(specs, open, size) : specs);
+    const { open = [] } = this.#io;
+    const sizes = open.map((each) => openSize(each, this.#io.inputs, inputs) ?? each);
+    const closed = (specs: ProgramIO["inputs"]) => closeSpecs(specs, open, sizes);
     checkTensors(where, "input", closed(this.#io.inputs), inputs);
     checkTensors(where, "output", closed(this.#io.outputs), outputs);
     checkOverlap(where, this.#io.inPlace ?? [], inputs, outputs);
@@ -367,13 +367,18 @@ function openSize(
   return undefined;
 }
 
-/** Specs with a size for the open one and its multiples. */
+/** Specs with sizes for the open ones and their multiples. */
 function closeSpecs(
   specs: Readonly<Record<string, TensorSpec>>,
-  open: number,
-  size: number,
-): Record<string, TensorSpec> {
-  const close = (n: number): number => (n !== 0 && n % open === 0 ? (n / open) * size : n);
+  open: readonly number[],
+  sizes: readonly number[],
+): Readonly<Record<string, TensorSpec>> {
+  if (open.length === 0) return specs;
+  // By the size that was declared: what stands for one open size may be a multiple of another.
+  const close = (n: number): number =>
+    n === 0
+      ? n
+      : open.reduce((closed, each, i) => (n % each === 0 ? (closed / each) * sizes[i]! : closed), n);
   return Object.fromEntries(
     Object.entries(specs).map(([name, { dtype, shape }]) => [name, { dtype, shape: shape.map(close) }]),
   );

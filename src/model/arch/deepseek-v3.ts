@@ -278,10 +278,15 @@ function headOf(weights: Weights, config: DeepseekV3Config): Value {
   return weightOf(weights, config.tieEmbeddings ? EMBEDDING : "lm_head.weight");
 }
 
+/** @param ids i32[B, T]; @returns [B·T, C] */
+function embeddedRows(ids: Value, weights: Weights, { hiddenSize }: DeepseekV3Config): Value {
+  return reshape(embed(weightOf(weights, EMBEDDING), ids), [sizeOf(ids.shape), hiddenSize]);
+}
+
 /** What the drafting module's block takes. @param next i32[B, T], the token after each; @param hidden [B·T, C] */
 function draftInput(next: Value, hidden: Value, weights: Weights, config: DeepseekV3Config): Value {
   const at = `model.layers.${config.layers}`;
-  const embedded = normed(embed(weightOf(weights, EMBEDDING), next), weights, `${at}.enorm.weight`, config);
+  const embedded = normed(embeddedRows(next, weights, config), weights, `${at}.enorm.weight`, config);
   const state = normed(hidden, weights, `${at}.hnorm.weight`, config);
   return linear(concat([embedded, state], 1), weightOf(weights, `${at}.eh_proj.weight`));
 }
@@ -328,7 +333,7 @@ function trainLayers(
 const upTo = (n: number): number[] => Array.from({ length: n }, (_, i) => i);
 
 function train(weights: Weights, batch: PackedRows, config: DeepseekV3Config): TrainOutputs {
-  const start = embed(weightOf(weights, EMBEDDING), batch.ids);
+  const start = embeddedRows(batch.ids, weights, config);
   const { x, routing } = trainLayers(start, weights, batch, config, upTo(config.layers));
   const hidden = normed(x, weights, "model.norm.weight", config);
   const head = headOf(weights, config);
@@ -425,7 +430,7 @@ export const DEEPSEEK_V3: Architecture<DeepseekV3Config> = {
   train,
   caches: (config) => upTo(config.layers).map((layer) => layerCache(layer, config)),
   decode(weights, inputs, caches, config) {
-    const start = embed(weightOf(weights, EMBEDDING), inputs.ids);
+    const start = embeddedRows(inputs.ids, weights, config);
     const done = decodeLayers(start, weights, inputs, caches, config, upTo(config.layers));
     return decoded(done.x, inputs, done.caches, weights, "model.norm.weight", config);
   },

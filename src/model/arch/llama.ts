@@ -246,7 +246,7 @@ function joints({ heads, kvHeads, headDim, intermediateSize: F }: LlamaConfig): 
   };
 }
 
-/** The products of rows with matrices, which may be joined. @param x [rows, C]; @returns [rows, N] of each */
+/** The products of rows with matrices, which may be joined. @param x […, rows, C]; @returns […, rows, N] of each */
 function products(x: Value, joint: Joint, { matrix, joined, bias }: LayerWeights): Value[] {
   const { parts } = joint;
   const whole = joined(joint.joined);
@@ -254,7 +254,7 @@ function products(x: Value, joint: Joint, { matrix, joined, bias }: LayerWeights
   const product = linear(x, whole);
   let start = 0;
   return parts.map(([name, rows]) => {
-    const part = slice(product, 1, start, start + rows);
+    const part = slice(product, -1, start, start + rows);
     const added = bias(name);
     start += rows;
     return added === undefined ? part : add(part, added);
@@ -262,7 +262,7 @@ function products(x: Value, joint: Joint, { matrix, joined, bias }: LayerWeights
 }
 
 /**
- * One residual block on rows [B·T, C]. `attend` maps q, k and v, each [B·T, heads·D], to [B·T, H·D].
+ * One residual block on rows […, C]. `attend` maps q, k and v, each […, heads·D], to […, H·D].
  */
 function block(
   x: Value,
@@ -281,7 +281,7 @@ function block(
   return add(attended, linear(gatedSilu(gate, up), matrix("mlp.down_proj")));
 }
 
-/** Final norm. @param x [rows, C] */
+/** Final norm. @param x […, C] */
 function finalNorm(x: Value, weights: Weights, config: LlamaConfig): Value {
   return rmsNorm(x, weightOf(weights, "model.norm.weight"), { epsilon: config.rmsNormEpsilon });
 }
@@ -307,7 +307,7 @@ function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig):
   const tables = rotaryTables(longest, config.headDim, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
   const mask = packedCausalMask(batch.segments);
-  let x = embed(weightOf(weights, EMBEDDING), batch.ids);
+  let x = reshape(embed(weightOf(weights, EMBEDDING), batch.ids), [B * T, config.hiddenSize]);
   for (let layer = 0; layer < config.layers; layer++) {
     x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {
       const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
@@ -345,7 +345,6 @@ export function llamaDecode(
   config: LlamaConfig,
 ): { logits: Value; hidden: Value; caches: { keys: Value; values: Value }[] } {
   const { heads, kvHeads, headDim: D } = config;
-  const [B, T] = inputs.ids.shape as readonly [number, number];
   const S = caches[0]!.keys.shape[2]!;
   const tables = rotaryTables(S, D, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(inputs.ids, tables.cos), constant(inputs.ids, tables.sin)];
@@ -353,19 +352,19 @@ export function llamaDecode(
   let x = embed(weightOf(weights, EMBEDDING), inputs.ids);
   for (const [layer, cache] of caches.entries()) {
     x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {
-      const [q3, k3, v3] = [q, k, v].map((y) => reshape(y, [B, T, y.shape[1]!])) as [Value, Value, Value];
       const { lengths, total } = inputs;
       const past = { pastKeys: cache.keys, pastValues: cache.values };
       const options = { heads, kvHeads, scale: 1 / Math.sqrt(D) };
-      const next = cachedAttention({ q: q3, k: k3, v: v3, ...past, lengths, total, cos, sin }, options);
+      const next = cachedAttention({ q, k, v, ...past, lengths, total, cos, sin }, options);
       extended.push({ keys: next.keys, values: next.values });
-      return reshape(next.attended, [B * T, heads * D]);
+      return next.attended;
     });
   }
+  const rows = reshape(x, [sizeOf(inputs.ids.shape), config.hiddenSize]);
   // The norm is of rows, so that those not wanted cost little, and nothing where nobody reads `hidden`.
-  const wanted = inputs.last === undefined ? x : gatherRows(x, inputs.last);
+  const wanted = inputs.last === undefined ? rows : gatherRows(rows, inputs.last);
   const logits = linear(finalNorm(wanted, weights, config), headOf(weights, config));
-  return { logits, hidden: finalNorm(x, weights, config), caches: extended };
+  return { logits, hidden: finalNorm(rows, weights, config), caches: extended };
 }
 
 const nextName = (name: string): string => `next.${name}`;

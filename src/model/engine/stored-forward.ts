@@ -1,7 +1,7 @@
 /**
  * Forward passes of weights that stay, as their file has them. They are initializers, which the runtime lays out for its kernels
- * once for each program; so there are two programs alone, each for any size of its one open axis: prompts are run one at a time
- * in pieces, and sequences are decoded as many at once as there are.
+ * once for each program; so there is one program alone, for any number of sequences and of new tokens: prompts are run one at a
+ * time in pieces, and sequences are decoded as many at once as there are.
  */
 
 import { invariant } from "../../base/errors.ts";
@@ -35,8 +35,8 @@ export interface StoredOptions {
   /** By Hugging Face name; matrices may be joined as {@link Architecture.joins} says. */
   readonly weights: StoredWeights;
   /**
-   * What products of a few rows with four-bit matrices make of the rows: `i8` is faster, `f32` exact. Prompts, whose products
-   * have many rows, are always `f32` there, and products with eight-bit matrices always `i8`, since those are the fastest.
+   * What products with four-bit matrices make of their rows: `i8` is faster, `f32` exact. Products with eight-bit matrices are always
+   * `i8`, since those are the fastest.
    * @default "i8"
    */
   readonly activations?: Quantization["activations"];
@@ -47,8 +47,6 @@ const PIECE = 128;
 /** Caches have so many positions at least, among which there is a size that stands for any; see `openSizeFor`. */
 export const LEAST_POSITIONS = 256;
 
-type Kind = "prompt" | "step";
-
 /** Tokens of the whole pieces that both begin with, less than all of `prompt`. */
 function commonPieces(held: readonly number[], prompt: readonly number[]): number {
   const most = Math.min(held.length, prompt.length - 1);
@@ -57,17 +55,19 @@ function commonPieces(held: readonly number[], prompt: readonly number[]): numbe
   return same - (same % PIECE);
 }
 
-/** A prime up to `limit` that divides none of the sizes, and no size of a block. */
-function openSizeFor(limit: number, specs: Iterable<TensorSpec>): number {
+/** Two primes below `limit` that divide none of the sizes, and no size of a block. */
+function openSizesFor(limit: number, specs: Iterable<TensorSpec>): [number, number] {
   const sizes = new Set([...specs].flatMap(({ shape }) => shape));
   const isPrime = (n: number): boolean => {
     for (let divisor = 2; divisor * divisor <= n; divisor++) if (n % divisor === 0) return false;
     return true;
   };
-  for (let n = limit - 1; n > 32; n--) {
-    if (isPrime(n) && ![...sizes].some((size) => size % n === 0)) return n;
+  const found: number[] = [];
+  for (let n = limit - 1; n > 32 && found.length < 2; n--) {
+    if (isPrime(n) && ![...sizes].some((size) => size % n === 0)) found.push(n);
   }
-  invariant(false, `a prime below ${limit} divides no size of the model`);
+  invariant(found.length === 2, `two primes below ${limit} divide no size of the model`);
+  return found as [number, number];
 }
 
 /** Below this an ArrayBuffer may lie within V8's heap, and move. */
@@ -132,7 +132,7 @@ export class StoredForward implements Forward {
 
   async #run({ prompt, samples }: Prompt): Promise<Prefix> {
     const { specs, maxPositions } = this.#caches;
-    const program = await this.#program("prompt");
+    const program = await this.#program();
     this.#scratch ??= specs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
     const logits = this.#runtime.tensor("f32", [1, this.#config.vocabSize]);
     // Whole pieces that this prompt begins with like the last one are there already, to the bit: a conversation that goes on, or many
@@ -161,51 +161,51 @@ export class StoredForward implements Forward {
   async decoder(active: number): Promise<Decoder> {
     let decoder = this.#decoders.get(active);
     if (decoder === undefined) {
-      const program = await this.#program("step");
+      const program = await this.#program();
       const logits = this.#logits.view([active, this.#config.vocabSize]);
-      decoder = bindDecoder(this.#runtime, program, this.#caches, {}, logits);
+      const rows = Array.from({ length: active }, (_, row) => row);
+      const inputs = { last: this.#runtime.tensor("i32", [active], rows) };
+      decoder = bindDecoder(this.#runtime, program, this.#caches, inputs, logits);
       this.#decoders.set(active, decoder);
     }
     return decoder;
   }
 
-  async #program(kind: Kind): Promise<Program> {
-    const { program } = await this.#programs.get(kind, () => {
+  async #program(): Promise<Program> {
+    const { program } = await this.#programs.get("decode", () => {
       const { specs, maxPositions } = this.#caches;
       const fixed: Record<string, TensorSpec> = { ...this.#inputs, total: { dtype: "i32", shape: [1] } };
       const cacheSpecs = specs.map(
         (spec): TensorSpec => ({ dtype: "f32", shape: cacheShapeOf(spec, 1, maxPositions) }),
       );
-      const open = openSizeFor(maxPositions, [...Object.values(fixed), ...cacheSpecs]);
-      const [B, T] = kind === "step" ? [open, 1] : [1, open];
+      const [B, T] = openSizesFor(maxPositions, [...Object.values(fixed), ...cacheSpecs]);
       const ports: Record<string, TensorSpec> = {
         ...fixed,
         ids: { dtype: "i32", shape: [B, T] },
         lengths: { dtype: "i32", shape: [B] },
-        ...(kind === "step" ? {} : { last: { dtype: "i32", shape: [1] } }),
+        last: { dtype: "i32", shape: [B] },
         ...Object.fromEntries(
           specs.map((spec) => [spec.name, { dtype: "f32", shape: cacheShapeOf(spec, B, maxPositions) }]),
         ),
       };
       const graph = trace(ports, (x: Record<string, Value>) => {
-        const { ids, lengths, total, last } = x as Record<"ids" | "lengths" | "total" | "last", Value>;
-        const inputs = { ids, lengths, total, ...(kind === "step" ? {} : { last }) };
-        const decoded = architectureOf(this.#config).decode(this.#traced(kind, x), inputs, x, this.#config);
+        const inputs = x as Record<"ids" | "lengths" | "total" | "last", Value>;
+        const decoded = architectureOf(this.#config).decode(this.#traced(x), inputs, x, this.#config);
         return { logits: decoded.logits, ...decoded.caches };
       });
-      return { graph, options: { initializers: this.#inputs, inPlace: cachePairs(specs), open } };
+      return { graph, options: { initializers: this.#inputs, inPlace: cachePairs(specs), open: [B, T] } };
     });
     return program;
   }
 
   /** Weights as the architecture takes them: matrices of whole numbers are the floats they stand for. */
-  #traced(kind: Kind, x: Readonly<Record<string, Value>>): Record<string, Value> {
+  #traced(x: Readonly<Record<string, Value>>): Record<string, Value> {
     return Object.fromEntries(
       Object.entries(this.#weights).map(([name, weight]) => {
         if (!isQuantizedMatrix(weight)) return [name, x[name]!];
         const { bits, blockSize } = weight;
         const [codes, scales, offsets] = ["codes", "scales", "offsets"].map((part) => x[`${name}.${part}`]);
-        const exact = bits === 4 && (kind === "prompt" || this.#activations === "f32");
+        const exact = bits === 4 && this.#activations === "f32";
         const parts = [codes!, scales!, ...(offsets === undefined ? [] : [offsets])] as [
           Value,
           Value,

@@ -20,7 +20,6 @@ import {
 } from "../../compute/graph/primitives.ts";
 import { gatedSilu } from "../../compute/ops/stable.ts";
 import { i32 } from "../../compute/tensor/host.ts";
-import { sizeOf } from "../../compute/tensor/shape.ts";
 
 /**
  * Masked positions get this score: finite, so that a fully masked row stays a number, and small enough that adding any
@@ -42,13 +41,13 @@ export type Matrix = Value | AdaptedMatrix;
 /**
  * x · Wᵀ, plus scale · (x · Aᵀ) · Bᵀ where there is an adapter, plus a bias where there is one. A matrix that is stored as whole
  * numbers (`dequantize`) is multiplied as it is stored.
- * @param x [rows, in]; @param matrix [out, in]; @param bias [out]
+ * @param x […, rows, in]; @param matrix [out, in]; @param bias [out]
  */
 export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
   let product: Value;
   if ("weight" in matrix) {
     const { weight, a, b, scale } = matrix;
-    const low = mul(matmul(x, transposeLast(a)), scale); // [rows, r]
+    const low = mul(matmul(x, transposeLast(a)), scale); // […, rows, r]
     product = add(linear(x, weight), matmul(low, transposeLast(b)));
   } else if (isPrimitive(matrix.node, "dequantize")) {
     product = matmulNBits(x, quantizedParts(matrix.node), matrix.node.attributes);
@@ -60,14 +59,12 @@ export function linear(x: Value, matrix: Matrix, bias?: Value): Value {
 
 /**
  * Rows of a table by ids; of one that is stored as whole numbers, only these are widened.
- * @param table [V, C]; @param ids i32[…] @returns [N, C], N the number of ids
+ * @param table [V, C]; @param ids i32[…] @returns […, C]
  */
 export function embed(table: Value, ids: Value): Value {
-  const rows = [sizeOf(ids.shape), table.shape[1]!];
   const stored = table.node;
-  if (!isPrimitive(stored, "dequantize")) return reshape(gatherRows(table, ids), rows);
-  const flat = reshape(ids, [rows[0]!]);
-  const parts = stored.inputs.map((part) => gatherRows(part, flat));
+  if (!isPrimitive(stored, "dequantize")) return gatherRows(table, ids);
+  const parts = stored.inputs.map((part) => gatherRows(part, ids));
   return dequantize(parts as readonly Value[] as QuantizedParts, stored.attributes);
 }
 
@@ -76,7 +73,7 @@ const quantizedParts = ({ inputs }: Application<"dequantize">): QuantizedParts =
 
 /**
  * SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x)).
- * @param x [rows, C]; gate and up [F, C], down [C, F]
+ * @param x […, rows, C]; gate and up [F, C], down [C, F]
  */
 export function swiglu(
   x: Value,

@@ -94,6 +94,7 @@ const reduction = (name: PrimitiveName) => ({
 const CACHE = "f32[2,2,8,16] f32[2,2,8,16] i32[2] i32[1] f32[8,8] f32[8,8]";
 const HEADS = { heads: 4, kvHeads: 2, scale: 1 };
 const NIBBLES = { bits: 4, blockSize: 32, activations: "f32" } as const;
+const NBITS_RULE = "ShapeError: matmulNBits: x must be […,M,K] and the matrix [N,K]; got";
 const CACHE_RULE =
   "ShapeError: cachedAttention: q [B,T,H·D], k and v [B,T,Hk·D], caches [B,Hk,S,D], lengths i32[B], total i32[1], cos and sin [S,D/2]; T ≤ S, Hk divides H; got";
 
@@ -382,11 +383,12 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
     accepts: [
       ["u8[5,2,16] f32[5,2]", NIBBLES, "f32[5,64]"],
       ["u8[5,2,16] f32[5,2] f32[5,2]", { ...NIBBLES, bits: 8, blockSize: 16 }, "f32[5,32]"],
+      ["u8[3,5,2,16] f32[3,5,2]", NIBBLES, "f32[3,5,64]"],
     ],
     rejects: [
-      ["u8[5,2,32] f32[5,2]", NIBBLES, "ShapeError: dequantize: codes u8[N,K/32,16], scales f32[N,K/32]"],
-      ["u8[5,2,16] f32[2,5]", NIBBLES, "ShapeError: dequantize: codes u8[N,K/32,16], scales f32[N,K/32]"],
-      ["u8[5,2,16] f32[5,2] f32[5]", NIBBLES, "ShapeError: dequantize: codes u8[N,K/32,16]"],
+      ["u8[5,2,32] f32[5,2]", NIBBLES, "ShapeError: dequantize: codes u8[…,K/32,16], scales f32[…,K/32]"],
+      ["u8[5,2,16] f32[2,5]", NIBBLES, "ShapeError: dequantize: codes u8[…,K/32,16], scales f32[…,K/32]"],
+      ["u8[5,2,16] f32[5,2] f32[5]", NIBBLES, "ShapeError: dequantize: codes u8[…,K/32,16]"],
       ["f32[5,2,16] f32[5,2]", NIBBLES, "DTypeError: dequantize: argument 0 must be u8; got"],
       ["u8[5,2,16]", NIBBLES, "ShapeError: dequantize: takes 2 arguments; got 1."],
     ],
@@ -395,10 +397,12 @@ const CASES: { readonly [P in PrimitiveName]: Cases<P> } = {
     accepts: [
       ["f32[3,64] u8[5,2,16] f32[5,2]", NIBBLES, "f32[3,5]"],
       ["f32[3,64] u8[5,2,16] f32[5,2] f32[5,2]", NIBBLES, "f32[3,5]"],
+      ["f32[2,3,64] u8[5,2,16] f32[5,2]", NIBBLES, "f32[2,3,5]"],
     ],
     rejects: [
-      ["f32[3,32] u8[5,2,16] f32[5,2]", NIBBLES, "ShapeError: matmulNBits: x must be [M,64]; got f32[3,32]"],
-      ["f32[2,3,64] u8[5,2,16] f32[5,2]", NIBBLES, "ShapeError: matmulNBits: x must be [M,64]; got"],
+      ["f32[3,32] u8[5,2,16] f32[5,2]", NIBBLES, `${NBITS_RULE} f32[3,32]`],
+      ["f32[64] u8[5,2,16] f32[5,2]", NIBBLES, NBITS_RULE],
+      ["f32[3,64] u8[1,5,2,16] f32[1,5,2]", NIBBLES, NBITS_RULE],
       ["f16[3,64] u8[5,2,16] f32[5,2]", NIBBLES, "DTypeError: matmulNBits: argument 0 must be f32; got"],
       ["f32[3,64] u8[5,2,16]", NIBBLES, "ShapeError: matmulNBits: takes 3 arguments; got 2."],
     ],

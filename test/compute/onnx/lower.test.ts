@@ -1,9 +1,21 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Value } from "../../../src/compute/graph/ir.ts";
-import { add, constant, exp, mul, neg, reshape, sum } from "../../../src/compute/graph/primitives.ts";
+import {
+  add,
+  cachedAttention,
+  constant,
+  exp,
+  gatherRows,
+  mul,
+  neg,
+  reshape,
+  slice,
+  sum,
+} from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { lowerToOnnx } from "../../../src/compute/onnx/lower.ts";
 import { decodeModel, type ModelProto } from "../../../src/compute/onnx/proto.ts";
+import { compile } from "../../../src/compute/runtime/jit.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32 } from "../../../src/compute/tensor/host.ts";
 import {
@@ -35,8 +47,9 @@ function namingFaults({ graph }: ModelProto): string[] {
   };
   for (const { name } of [...graph.input, ...graph.initializer]) define(name);
   for (const { opType, input, output } of graph.node) {
+    // An empty name is an optional input left out.
     for (const name of input)
-      if (!defined.has(name)) faults.push(`${opType} uses ${name} before its definition`);
+      if (name !== "" && !defined.has(name)) faults.push(`${opType} uses ${name} before its definition`);
     output.forEach(define);
   }
   for (const { name } of graph.output) if (!defined.has(name)) faults.push(`output ${name} is never defined`);
@@ -71,6 +84,60 @@ describe("lowerToOnnx", () => {
       [1, [2]],
       [1, []],
     ]);
+  });
+
+  it("leaves open sizes open, each under a name, and takes those of a call", async () => {
+    const [B, T] = [101, 103];
+    const specs = { x: { dtype: "f32", shape: [B, T, 4] }, row: { dtype: "i32", shape: [B] } } as const;
+    const graph = trace(specs, ({ x, row }) => {
+      // The same axis before and after, a product of both, and one that only the size of the rest says.
+      const apart = reshape(exp(x!), [B, T, 2, 2]);
+      return { y: gatherRows(reshape(apart, [B * T, 4]), row!) };
+    });
+    const model = decodeModel(lowerToOnnx(graph, { open: [B, T] }));
+    const dims = [...model.graph.input, ...model.graph.output].map(({ type }) =>
+      type.tensorType.shape.dim.map(({ dimParam, dimValue }) => dimParam || dimValue),
+    );
+    expect(dims).toEqual([["open101", "open103", 4], ["open101"], ["open101", 4]]);
+    const { program } = await compile(engine, graph, { open: [B, T] });
+    // A size that is a multiple of what stands for another.
+    for (const [b, t] of [
+      [1, 2],
+      [T, 1],
+      [2, B],
+    ] as const) {
+      const x = engine.tensor("f32", [b, t, 4]);
+      for (const i of x.data.keys()) x.data[i] = Math.log(1 + i);
+      const row = engine.tensor("i32", [b], Array(b).fill(1));
+      const y = engine.tensor("f32", [b, 4]);
+      await program.bind({ x, row }, { y }).run();
+      expect(Array.from(y.data.subarray(0, 4), Math.round)).toEqual([5, 6, 7, 8]);
+      const wrong = engine.tensor("f32", [b + 1, 4]);
+      expect(() => program.bind({ x, row }, { y: wrong })).toThrow(`must be f32[${b},4]`);
+    }
+  });
+
+  it("writes no node that leads to no output", () => {
+    const cut = { dtype: "f32", shape: [1, 1, 64] } as const;
+    const cache = { dtype: "f32", shape: [1, 1, 8, 16] } as const;
+    const counts = { lengths: { dtype: "i32", shape: [1] }, total: { dtype: "i32", shape: [1] } } as const;
+    const operators = (start: number): string[] => {
+      const graph = trace({ cut, keys: cache, values: cache, ...counts }, (x) => {
+        const [q, k, v] = [
+          [start, start + 32],
+          [32, 48],
+          [48, 64],
+        ].map(([from, to]) => slice(x["cut"]!, -1, from!, to!)) as [Value, Value, Value];
+        const past = { pastKeys: x["keys"]!, pastValues: x["values"]! };
+        const given = { q, k, v, ...past, lengths: x["lengths"]!, total: x["total"]! };
+        const { attended, keys, values } = cachedAttention(given, { heads: 2, kvHeads: 1, scale: 1 });
+        return { attended, nextKeys: keys, nextValues: values };
+      });
+      return decodeModel(lowerToOnnx(graph)).graph.node.map(({ opType }) => opType);
+    };
+    // Queries, keys and values that are one array are taken as one; others are not.
+    expect(operators(0)).toEqual(["GroupQueryAttention"]);
+    expect(operators(1)).toEqual(["Slice", "Slice", "Slice", "GroupQueryAttention"]);
   });
 
   it("copies an input that is returned, and a value returned under two names", async () => {
