@@ -11,7 +11,13 @@ import { type Application, type Graph, isPrimitive, type PrimitiveName, type Val
 import { BYTES } from "../tensor/dtype.ts";
 import { type Shape, sizeOf, type TensorSpec } from "../tensor/shape.ts";
 import { modelHeader, NodeWriter } from "./nodes.ts";
-import { ELEMENT_TYPE, encodeModel, type NodeProto, type TensorProto, type ValueInfoProto } from "./proto.ts";
+import {
+  ELEMENT_TYPE,
+  type ModelProto,
+  type NodeProto,
+  type TensorProto,
+  type ValueInfoProto,
+} from "./proto.ts";
 
 /**
  * Below this many rows the gradient of an embedding is a product with a one-hot matrix: exact, deterministic and
@@ -357,10 +363,8 @@ export interface LowerOptions {
   readonly open?: readonly number[];
 }
 
-/**
- * The graph as the bytes of an ONNX model. Inputs and outputs keep their names.
- */
-export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Array {
+/** The graph as an ONNX model. Inputs and outputs keep their names. */
+export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): ModelProto {
   const emitter = new Emitter(options.open ?? []);
   for (const [name, x] of graph.inputs) emitter.claim(x, name);
   const copies: [Value, string][] = [];
@@ -382,7 +386,7 @@ export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Arra
     const externalData = Object.entries(entries).map(([key, value]) => ({ key, value }));
     return [{ name, dims: spec.shape, dataType: ELEMENT_TYPE[spec.dtype], externalData, dataLocation: 1 }];
   });
-  return encodeModel({
+  return {
     ...modelHeader("com.microsoft"),
     graph: {
       name: "pondera",
@@ -391,5 +395,5 @@ export function lowerToOnnx(graph: Graph, options: LowerOptions = {}): Uint8Arra
       input: [...graph.inputs].flatMap(([name, x]) => (fixed.has(name) ? [] : [valueInfo(name, x, emitter)])),
       output: [...graph.outputs].map(([name, x]) => valueInfo(name, x, emitter)),
     },
-  });
+  };
 }

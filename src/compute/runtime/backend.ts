@@ -1,6 +1,7 @@
 /** What the runtime asks of a way to reach ONNX Runtime. `ort-ffi.ts` and `ort-node.ts` provide it. */
 
-import { ELEMENT_TYPE } from "../onnx/proto.ts";
+import { FormatError } from "../../base/errors.ts";
+import { decodeModel, ELEMENT_TYPE, encodeModel, type ModelProto } from "../onnx/proto.ts";
 import type { DType } from "../tensor/dtype.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 
@@ -48,7 +49,38 @@ export interface Backend {
   readonly version: string;
   /** At least `bytes` zeroed bytes from `byteOffset` on, aligned as the backend's kernels like it. */
   allocate(bytes: number): { readonly buffer: ArrayBuffer; readonly byteOffset: number };
-  load(model: Uint8Array, options: SessionOptions): Promise<Session>;
+  load(model: OnnxModel, options: SessionOptions): Promise<Session>;
+}
+
+/** An ONNX model, and its bytes, which are written when they are asked for. */
+export class OnnxModel {
+  readonly proto: ModelProto;
+  #bytes: Uint8Array | undefined;
+
+  /** @throws FormatError, which names `where`, when bytes are no ONNX model */
+  constructor(where: string, model: Uint8Array | ModelProto) {
+    if (model instanceof Uint8Array) {
+      this.#bytes = model;
+      this.proto = decoded(where, model);
+    } else this.proto = model;
+  }
+
+  get bytes(): Uint8Array {
+    this.#bytes ??= encodeModel(this.proto);
+    return this.#bytes;
+  }
+}
+
+function decoded(where: string, bytes: Uint8Array): ModelProto {
+  let model: ModelProto;
+  try {
+    model = decodeModel(bytes);
+  } catch (cause) {
+    const got = (cause as Error).message;
+    throw new FormatError({ where, rule: "must be the bytes of an ONNX model", got, cause });
+  }
+  if (model.graph !== null) return model;
+  throw new FormatError({ where, rule: "must be an ONNX model with a graph" });
 }
 
 /** The dtype with this number in ONNX, if Pondera has it. */

@@ -8,7 +8,7 @@
 import koffi, { type LibraryHandle } from "koffi";
 import { RuntimeError } from "../../base/errors.ts";
 import { ELEMENT_TYPE } from "../onnx/proto.ts";
-import type { Backend, Binding, NamedTensors, Port, Session, SessionOptions } from "./backend.ts";
+import type { Backend, Binding, NamedTensors, OnnxModel, Port, Session, SessionOptions } from "./backend.ts";
 import { dtypeFromOnnx } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
@@ -163,7 +163,7 @@ function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceT
   );
 }
 
-async function createSession(native: Native, model: Uint8Array, options: SessionOptions): Promise<Session> {
+async function createSession(native: Native, model: OnnxModel, options: SessionOptions): Promise<Session> {
   const { api, editor, env } = native;
   const { where, initializers } = options;
   const settings = create(api, where, (out) => api.CreateSessionOptions(out));
@@ -196,14 +196,14 @@ async function createSession(native: Native, model: Uint8Array, options: Session
             check: (each) => check(api, where, each),
             value: (name, tensor) => createValue(native, `${where}: initializer ${name}`, tensor),
           },
-          model,
+          model.proto,
           initializers,
           kept,
         );
         editor.CreateSessionFromModel.async(env, built, settings, out, done);
       } else {
         // The model is copied, so that nobody can write to it or detach it meanwhile.
-        const bytes = new Uint8Array(model);
+        const bytes = new Uint8Array(model.bytes);
         inUse.push(bytes);
         api.CreateSessionFromArray.async(env, bytes, bytes.length, settings, out, done);
       }

@@ -3,7 +3,7 @@
  * that is built through its model editor it reads them in place, so that weights lie in memory once for all programs.
  */
 
-import { decodeModel, type NodeProto, type TensorProto, type ValueInfoProto } from "../onnx/proto.ts";
+import type { ModelProto, NodeProto, TensorProto, ValueInfoProto } from "../onnx/proto.ts";
 import { typedArray } from "../tensor/dtype.ts";
 import { sizeOf } from "../tensor/shape.ts";
 import { dtypeFromOnnx, type NamedTensors } from "./backend.ts";
@@ -74,18 +74,17 @@ function ownTensor({ dims, dataType, rawData }: TensorProto): DeviceTensor {
 }
 
 /**
- * The model of these bytes over the tensors given as its external initializers.
+ * The model over the tensors given as its external initializers.
  * @param kept  takes what must be kept alive for as long as a session of the model lives
  * @returns  to be released by the caller
  */
 export function buildModel(
   editing: ModelEditing,
-  bytes: Uint8Array,
+  { graph, opsetImport }: ModelProto,
   initializers: NamedTensors,
   kept: unknown[],
 ): ort.Handle {
   const { api, editor, create, check, value } = editing;
-  const { graph, opsetImport } = decodeModel(bytes);
   // What a handle is given to owns it from then on, and frees it when the call fails or the model goes.
   const built = create((out) => editor.CreateGraph(out));
   let model: ort.Handle = null;

@@ -15,6 +15,7 @@ import {
   type Binding,
   dtypeFromOnnx,
   type NamedTensors,
+  type OnnxModel,
   type Port,
   type Session,
   type SessionOptions,
@@ -59,10 +60,10 @@ function guard<T>(where: string, call: () => T): T {
   }
 }
 
-function createSession(model: Uint8Array, options: SessionOptions): Session {
+function createSession(model: OnnxModel, options: SessionOptions): Session {
   const { where, profile } = options;
   const session = new addon.InferenceSession();
-  const { buffer, byteLength } = new Uint8Array(model);
+  const { buffer, byteLength } = new Uint8Array(model.bytes);
   guard(where, () =>
     session.loadModel(buffer, 0, byteLength, {
       intraOpNumThreads: options.threads,

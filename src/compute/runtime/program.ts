@@ -5,10 +5,16 @@
  * differ, outputs written over inputs, use after disposal, two runs of one call at the same time.
  */
 
-import { ConfigError, DTypeError, FormatError, RuntimeError, ShapeError } from "../../base/errors.ts";
-import { decodeModel, type ModelProto } from "../onnx/proto.ts";
+import { ConfigError, DTypeError, RuntimeError, ShapeError } from "../../base/errors.ts";
 import { sameShape, showSpec, type TensorSpec } from "../tensor/shape.ts";
-import { type Binding, dtypeFromOnnx, type NamedTensors, type Port, type Session } from "./backend.ts";
+import {
+  type Binding,
+  dtypeFromOnnx,
+  type NamedTensors,
+  type OnnxModel,
+  type Port,
+  type Session,
+} from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 
 export type { NamedTensors } from "./backend.ts";
@@ -329,19 +335,13 @@ function checkPorts(
 /**
  * Holds initializers against the model's external ones before it is loaded: ONNX Runtime's own messages name no tensor,
  * and onnxruntime-node takes one of another shape for good.
- * @throws FormatError when the bytes are no ONNX model
  * @throws ConfigError, DTypeError or ShapeError where they differ
  */
-export function checkInitializers(name: string, model: Uint8Array, initializers: NamedTensors): void {
-  const where = `program "${name}"`;
-  let graph: ModelProto["graph"] | null;
-  try {
-    graph = decodeModel(model).graph;
-  } catch (cause) {
-    const got = (cause as Error).message;
-    throw new FormatError({ where, rule: "must be the bytes of an ONNX model", got, cause });
-  }
-  if (graph === null) throw new FormatError({ where, rule: "must be an ONNX model with a graph" });
+export function checkInitializers(
+  where: string,
+  { proto: { graph } }: OnnxModel,
+  initializers: NamedTensors,
+): void {
   const ports = graph.initializer
     .filter(({ dataLocation }) => dataLocation === 1)
     .map(

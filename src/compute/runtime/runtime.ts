@@ -13,9 +13,10 @@
 
 import { availableParallelism } from "node:os";
 import { ConfigError, expectKnown, PonderaError, RuntimeError, ShapeError } from "../../base/errors.ts";
+import type { ModelProto } from "../onnx/proto.ts";
 import { BYTES, type DType, typedArray } from "../tensor/dtype.ts";
 import { type Shape, sizeOf } from "../tensor/shape.ts";
-import type { Backend } from "./backend.ts";
+import { type Backend, OnnxModel } from "./backend.ts";
 import { DeviceTensor, type Elements } from "./device-tensor.ts";
 import { SUPPORTED_PLATFORMS } from "./platform.ts";
 import {
@@ -134,18 +135,20 @@ export class Runtime {
   }
 
   /**
-   * Builds a program from the bytes of an ONNX model.
+   * Builds a program from an ONNX model, or from its bytes.
    * @throws FormatError when the bytes are no ONNX model
    * @throws ConfigError, ShapeError or DTypeError naming the tensor where `io` and the model differ
    * @throws RuntimeError with ONNX Runtime's message when it refuses the model
    */
-  async load(model: Uint8Array, io: ProgramIO): Promise<Program> {
+  async load(onnx: Uint8Array | ModelProto, io: ProgramIO): Promise<Program> {
     this.#expectLive();
     const number = ++this.#loaded;
     const name = io.name ?? `#${number}`;
-    checkInitializers(name, model, io.initializers ?? {});
+    const where = `program "${name}"`;
+    const model = new OnnxModel(where, onnx);
+    checkInitializers(where, model, io.initializers ?? {});
     const session = await this.#backend.load(model, {
-      where: `program "${name}"`,
+      where,
       threads: this.threads,
       initializers: io.initializers ?? {},
       ...(this.#profile === undefined ? {} : { profile: `${this.#profile}-${number}` }),

@@ -10,14 +10,17 @@ import { checkVocabulary, loadModelFolder, type ModelFolder, readEach, readWeigh
 import { emptyMatrix, fillRows, isQuantized } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
 import type { QuantizedType } from "./gguf/unpack.ts";
-import { ggufText, isModelFolder } from "./model-text.ts";
+import { ggufText, isModelFolder, type ModelText } from "./model-text.ts";
 
 export interface LoadedModel extends ModelFolder {
   /** How the model reads a conversation; absent where its files do not say. */
   readonly chatTemplate?: ChatTemplate;
 }
 
-/** A model whose matrices may be as their file has them, for an engine alone. */
+/**
+ * A model whose matrices may be as their file has them, for an engine alone. The text side of a GGUF file is made when it is asked
+ * for, and is found wrong then.
+ */
 export interface StoredModel extends Omit<LoadedModel, "tensors"> {
   readonly weights: StoredWeights;
 }
@@ -33,19 +36,32 @@ async function loadGguf<Weight>(
 ): Promise<Omit<LoadedModel, "tensors"> & { readonly weights: Record<string, Weight> }> {
   await using model = await openGgufModel(file);
   const { vocabulary } = model;
-  const { tokenizer, chatTemplate } = ggufText(file, vocabulary);
   const { config, extra } = parseModelConfig(file, model.config);
-  checkVocabulary(file, config, tokenizer);
-  const stops = [tokenizer.eosId, vocabulary?.eotId];
-  return {
+  let made: ModelText | undefined;
+  const text = (): ModelText => {
+    if (made !== undefined) return made;
+    const { tokenizer, chatTemplate } = ggufText(file, vocabulary);
+    checkVocabulary(file, config, tokenizer);
+    made = { tokenizer, ...(chatTemplate === undefined ? {} : { chatTemplate }) };
+    return made;
+  };
+  const loaded = {
     config,
     extra,
     weights: await read(model, config),
-    tokenizer,
     generationConfig: {},
-    stopIds: [...new Set(stops.filter((id) => id !== undefined))],
-    ...(chatTemplate === undefined ? {} : { chatTemplate }),
+    // A third of the time that loading takes, which may pass while weights are laid out for the processor.
+    get tokenizer() {
+      return text().tokenizer;
+    },
+    get stopIds() {
+      const stops = [text().tokenizer.eosId, vocabulary?.eotId];
+      return [...new Set(stops.filter((id) => id !== undefined))];
+    },
   };
+  if (vocabulary?.chatTemplate === undefined) return loaded;
+  const template = { enumerable: true, get: () => text().chatTemplate };
+  return Object.defineProperty(loaded, "chatTemplate", template);
 }
 
 async function loadFolder(folder: string): Promise<LoadedModel> {
@@ -72,7 +88,8 @@ async function loadAdapted(folder: string): Promise<LoadedModel> {
 
 async function loadPlain(path: string): Promise<LoadedModel> {
   if (await isModelFolder(path)) return loadFolder(path);
-  const { weights: tensors, ...model } = await loadGguf(path, readWeights);
+  // All of its text side as well: whoever widens weights waits longer for them.
+  const { weights: tensors, ...model } = { ...(await loadGguf(path, readWeights)) };
   return { ...model, tensors };
 }
 

@@ -273,6 +273,7 @@ export class Engine implements TokenEngine {
   /** Puts a prompt's keys and values into a slot. */
   #copyPrefix(prefix: Prefix, slot: number): void {
     for (const [i, part] of prefix.caches.entries()) {
+      if (part === this.#caches[i]!.data) continue; // It was run there.
       const { groups, width } = this.#cacheSpecs[i]!;
       for (let group = 0; group < groups; group++) {
         const from = group * prefix.positions * width;

@@ -108,7 +108,7 @@ export class StoredForward implements Forward {
   readonly #decoders = new Map<number, Decoder>();
   /** Of all slots; a batch uses the first rows. */
   readonly #logits: DeviceTensor<"f32">;
-  /** What a prompt is run in: a cache of one sequence. */
+  /** What a prompt is run in: a cache of one sequence. With one slot it is that slot's, which needs no copy then. */
   #scratch: readonly DeviceTensor<"f32">[] | undefined;
   /** The tokens whose keys and values are in it. */
   #held: readonly number[] = [];
@@ -122,6 +122,9 @@ export class StoredForward implements Forward {
     this.#inputs = weightInputs(runtime, this.#weights);
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
+    if (caches.slots === 1) this.#scratch = caches.tensors;
+    // Laying out the weights takes a while, in which others may do their part; whoever runs it first is told what is wrong.
+    this.#program().catch(() => {});
   }
 
   async prefill(prompts: readonly Prompt[]): Promise<Prefix[]> {

@@ -29,7 +29,7 @@ export interface BpeParts {
   readonly preTokenizer: PreTokenizer;
 }
 
-class BpeTokenizer implements Tokenizer {
+export class BpeTokenizer implements Tokenizer {
   readonly vocabSize: number;
   readonly bosId?: number;
   readonly eosId: number;
@@ -44,6 +44,10 @@ class BpeTokenizer implements Tokenizer {
   /** Matchers before and after the normalizer: of all added tokens, and of those that are no control tokens. */
   readonly #matchers: Readonly<Record<"all" | "plain", readonly [AddedTokenMatcher, AddedTokenMatcher]>>;
 
+  /**
+   * @param where the file, for errors
+   * @throws FormatError when merges and vocabulary do not fit together
+   */
   constructor(parts: BpeParts, roles: TokenRoles, files: TokenizerFiles, where: string) {
     this.#parts = parts;
     this.#model = new BpeModel(parts.vocabulary, where);
@@ -139,9 +143,18 @@ const Vocab = z.custom<Record<string, number>>(
     Object.values(value).every((id) => Number.isInteger(id) && id >= 0 && id < 2 ** 26),
   "must give each token its id",
 );
-const MergeForm = z
-  .union([z.string().transform((text) => text.split(" ")), z.array(z.string())])
-  .pipe(z.tuple([z.string(), z.string()]));
+type Pair = readonly [left: string, right: string];
+
+const pairOf = (merge: unknown): unknown => (typeof merge === "string" ? merge.split(" ") : merge);
+
+const isPair = (pair: unknown): pair is Pair =>
+  Array.isArray(pair) && pair.length === 2 && pair.every((token) => typeof token === "string");
+
+/** By hand as well: there are as many as tokens. */
+const Merges = z
+  .custom<readonly unknown[]>(Array.isArray, "must be pairs of tokens")
+  .transform((merges) => merges.map(pairOf))
+  .refine((pairs): pairs is Pair[] => pairs.every(isPair));
 
 /** What `tokenizer.json` says in this form. */
 const BpeForm = z.object({
@@ -173,7 +186,7 @@ const BpeForm = z.object({
     dropout: z.union([z.null(), z.literal(0)]).optional(),
     ignore_merges: z.boolean().default(false),
     vocab: Vocab,
-    merges: z.array(MergeForm),
+    merges: Merges,
   }),
 });
 
@@ -184,7 +197,8 @@ const NoNormalizer = z.union([
   z.object({ type: z.literal("Sequence"), normalizers: z.tuple([]) }),
 ]);
 
-function normalizerOf(json: unknown): Normalize | undefined {
+/** What the `normalizer` of a `tokenizer.json` does, where it is of a kind that byte-level tokenizers have. */
+export function normalizerOf(json: unknown): Normalize | undefined {
   if (NoNormalizer.safeParse(json).success) return (text) => text;
   return NFC.safeParse(json).success ? (text) => text.normalize("NFC") : undefined;
 }

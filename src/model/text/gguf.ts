@@ -10,8 +10,9 @@
 import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
 import { jsonText } from "../../base/json.ts";
 import type { AddedToken } from "./added-tokens.ts";
-import { asBpeTokenizer } from "./bpe-tokenizer.ts";
+import { BpeTokenizer, normalizerOf } from "./bpe-tokenizer.ts";
 import {
+  byteLevelPreTokenizer,
   DEEPSEEK_CODER_PATTERNS,
   DEEPSEEK_LLM_PATTERNS,
   DEEPSEEK3_PATTERNS,
@@ -191,13 +192,23 @@ function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
     throw new FormatError({ where: `${WHERE}.merges`, rule: "must be there for gpt2", got: "nothing" });
   }
   const roles = rolesOf(vocabulary, rules.addBos === true);
-  const tokenizer = {
+  const pairs = merges.map((merge) => merge.split(" "));
+  if (!pairs.every((pair): pair is [string, string] => pair.length === 2)) {
+    throw new FormatError({
+      where: `${WHERE}.merges`,
+      rule: "must each be two tokens with one space between",
+      got: JSON.stringify(merges.find((_, i) => pairs[i]!.length !== 2)),
+    });
+  }
+  const added = addedTokens(vocabulary);
+  const { preTokenizer, normalizer = null, ignoreMerges = false } = rules;
+  const json = () => ({
     version: "1.0",
     truncation: null,
     padding: null,
-    added_tokens: addedTokens(vocabulary).map(addedJson),
-    normalizer: rules.normalizer ?? null,
-    pre_tokenizer: rules.preTokenizer,
+    added_tokens: added.map(addedJson),
+    normalizer,
+    pre_tokenizer: preTokenizer,
     post_processor: null,
     decoder: byteLevel(true),
     model: {
@@ -208,22 +219,21 @@ function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
       end_of_word_suffix: null,
       fuse_unk: false,
       byte_fallback: false,
-      ignore_merges: rules.ignoreMerges === true,
+      ignore_merges: ignoreMerges,
       vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
       merges,
     },
-  };
-  const files = lazyFiles(
-    () => tokenizer,
-    configOf(vocabulary, roles, { tokenizer_class: "PreTrainedTokenizerFast" }),
-  );
-  const made = asBpeTokenizer(tokenizer, () => roles, files, WHERE);
-  if (made !== undefined) return made;
-  throw new FormatError({
-    where: `${WHERE}.merges`,
-    rule: "must each be two tokens with one space between",
-    got: JSON.stringify(merges.find((merge) => merge.split(" ").length !== 2) ?? merges[0]),
   });
+  const files = lazyFiles(json, configOf(vocabulary, roles, { tokenizer_class: "PreTrainedTokenizerFast" }));
+  const ids = new Map(tokens.map((token, id) => [token, id]));
+  const parts = {
+    vocabulary: { ids, merges: pairs, ignoreMerges },
+    added,
+    // Every row of the table above has such ones.
+    normalize: normalizerOf(normalizer)!,
+    preTokenizer: byteLevelPreTokenizer(preTokenizer)!,
+  };
+  return new BpeTokenizer(parts, roles, files, WHERE);
 }
 
 /**

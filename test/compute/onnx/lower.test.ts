@@ -14,7 +14,6 @@ import {
 } from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { lowerToOnnx } from "../../../src/compute/onnx/lower.ts";
-import { decodeModel, type ModelProto } from "../../../src/compute/onnx/proto.ts";
 import { compile } from "../../../src/compute/runtime/jit.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32 } from "../../../src/compute/tensor/host.ts";
@@ -38,7 +37,7 @@ const VECTOR = { dtype: "f32", shape: [2] } as const;
 const ROWS = [...Object.values(PRIMITIVE_ROWS), ...Object.values(COMPOSITE_ROWS)].flat();
 
 /** What is wrong with the names of a model: defined twice, or used before. */
-function namingFaults({ graph }: ModelProto): string[] {
+function namingFaults({ graph }: ReturnType<typeof lowerToOnnx>): string[] {
   const faults: string[] = [];
   const defined = new Set<string>();
   const define = (name: string): void => {
@@ -64,13 +63,13 @@ describe("lowerToOnnx", () => {
       const graphs = [forwardGraph(row, arrays)];
       const wrt = differentiableInputs(row, arrays);
       if (wrt.length > 0) graphs.push(lossGraph(row, arrays, wrt).graph);
-      for (const graph of graphs) expect(namingFaults(decodeModel(lowerToOnnx(graph)))).toEqual([]);
+      for (const graph of graphs) expect(namingFaults(lowerToOnnx(graph))).toEqual([]);
     },
   );
 
   it("keeps the names, dtypes and shapes of inputs and outputs, in order", () => {
     const graph = trace({ b: VECTOR, a: { dtype: "i32", shape: [] } }, ({ b }) => ({ z: exp(b), y: sum(b) }));
-    const { input, output } = decodeModel(lowerToOnnx(graph)).graph;
+    const { input, output } = lowerToOnnx(graph).graph;
     expect(input.map(({ name }) => name)).toEqual(["b", "a"]);
     expect(output.map(({ name }) => name)).toEqual(["z", "y"]);
     const specs = [...input, ...output].map(({ type: { tensorType } }) => [
@@ -94,7 +93,7 @@ describe("lowerToOnnx", () => {
       const apart = reshape(exp(x!), [B, T, 2, 2]);
       return { y: gatherRows(reshape(apart, [B * T, 4]), row!) };
     });
-    const model = decodeModel(lowerToOnnx(graph, { open: [B, T] }));
+    const model = lowerToOnnx(graph, { open: [B, T] });
     const dims = [...model.graph.input, ...model.graph.output].map(({ type }) =>
       type.tensorType.shape.dim.map(({ dimParam, dimValue }) => dimParam || dimValue),
     );
@@ -133,7 +132,7 @@ describe("lowerToOnnx", () => {
         const { attended, keys, values } = cachedAttention(given, { heads: 2, kvHeads: 1, scale: 1 });
         return { attended, nextKeys: keys, nextValues: values };
       });
-      return decodeModel(lowerToOnnx(graph)).graph.node.map(({ opType }) => opType);
+      return lowerToOnnx(graph).graph.node.map(({ opType }) => opType);
     };
     // Queries, keys and values that are one array are taken as one; others are not.
     expect(operators(0)).toEqual(["GroupQueryAttention"]);
@@ -157,7 +156,7 @@ describe("lowerToOnnx", () => {
       t1: mul(exp(t0), neg(t2)),
       t3: constant(t0, f32([1], [7])),
     }));
-    expect(namingFaults(decodeModel(lowerToOnnx(graph)))).toEqual([]);
+    expect(namingFaults(lowerToOnnx(graph))).toEqual([]);
     const { t1, t3 } = await runOnEngine(engine, graph, { t0: f32([2], [0, 0]), t2: f32([2], [3, -4]) });
     expect([...t1!.data]).toEqual([-3, 4]);
     expect([...t3!.data]).toEqual([7]);
@@ -167,7 +166,7 @@ describe("lowerToOnnx", () => {
     const specs = { x: VECTOR, w: VECTOR };
     const graph = trace(specs, ({ x, w }: { x: Value; w: Value }) => ({ y: add(x, w) }));
     const model = lowerToOnnx(graph, { initializers: new Set(["w"]) });
-    const { input, initializer } = decodeModel(model).graph;
+    const { input, initializer } = model.graph;
     expect(input.map(({ name }) => name)).toEqual(["x"]);
     expect(initializer).toMatchObject([
       {
@@ -198,6 +197,6 @@ describe("lowerToOnnx", () => {
       a: reshape(exp(x), [2, 3]),
       b: reshape(neg(x), [2, 3]),
     }));
-    expect(decodeModel(lowerToOnnx(graph)).graph.initializer).toHaveLength(1);
+    expect(lowerToOnnx(graph).graph.initializer).toHaveLength(1);
   });
 });

@@ -205,13 +205,13 @@ class OpenGgufModel implements GgufModel {
       memory !== undefined && memory.byteLength >= bytes
         ? new Uint8Array(memory, 0, bytes)
         : new Uint8Array(bytes);
+    if (recipe.kind !== "heads") {
+      await this.#gguf.readInto(recipe.from, blocks, range.first * layout.bytes);
+      return { type, shape, blocks };
+    }
     const blocksPerRow = shape.at(-1)! / layout.block;
     const rows = range.count / blocksPerRow;
     await eachPiece(this.#gguf, recipe.from, layout, range, (piece, first) => {
-      if (recipe.kind !== "heads") {
-        blocks.set(piece, first * layout.bytes);
-        return;
-      }
       eachRowPart(piece, first, blocksPerRow, layout.bytes, (bytes, row, block) => {
         blocks.set(bytes, (headRow(row, rows, recipe.heads) * blocksPerRow + block) * layout.bytes);
       });

@@ -188,6 +188,36 @@ class Cursor {
     }
   }
 
+  /** So many strings, those that lie whole in the window without waiting for each: a vocabulary has a hundred thousand. */
+  async strings(field: string, count: number): Promise<string[]> {
+    const strings: string[] = [];
+    while (strings.length < count) {
+      this.#windowStrings(strings, count);
+      if (strings.length < count) strings.push(await this.string(`${field}[${strings.length}]`));
+    }
+    return strings;
+  }
+
+  /** Adds strings up to `count` of them, as long as they are sound and lie in the window; {@link string} says what is wrong. */
+  #windowStrings(strings: string[], count: number): void {
+    const { buffer, byteOffset, byteLength } = this.#window;
+    const text = Buffer.from(buffer, byteOffset, byteLength);
+    const end = Math.min(byteLength, this.#limit - this.#windowStart);
+    let at = this.#position - this.#windowStart;
+    while (strings.length < count && at + 8 <= end && this.#strings < MAX_STRINGS) {
+      const start = at + 8;
+      const length = this.#view.getUint32(at, true);
+      if (this.#view.getUint32(at + 4, true) !== 0 || start + length > end) break;
+      const string = text.toString("utf8", start, start + length);
+      // What stands for bytes that are no text, and may stand there itself.
+      if (string.includes("\ufffd")) break;
+      strings.push(string);
+      this.#strings++;
+      at = start + length;
+    }
+    this.#position = this.#windowStart + at;
+  }
+
   async number(field: string, type: NumberType): Promise<number | bigint | boolean> {
     const at = await this.#take(field, NUMBER_ARRAYS[type].BYTES_PER_ELEMENT);
     const view = this.#view;
@@ -255,9 +285,7 @@ class Cursor {
     if (element !== "string") return await this.numbers(field, element);
     // Each string takes eight bytes for its length.
     const length = await this.count(`${field}, length`, 8, MAX_STRINGS);
-    const strings: string[] = [];
-    for (let i = 0; i < length; i++) strings.push(await this.string(`${field}[${i}]`));
-    return strings;
+    return await this.strings(field, length);
   }
 }
 

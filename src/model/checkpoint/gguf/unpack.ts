@@ -39,7 +39,9 @@ export function emptyParts(): BlockParts {
 /** Every half's value, by its bits: one lookup a scale instead of a conversion. */
 const HALF = Float32Array.from({ length: 65_536 }, (_, bits) => fromHalfBits(bits));
 
-export const half = (x: Uint8Array, at: number): number => HALF[x[at]! | (x[at + 1]! << 8)]!;
+/** The value of a half with these bits. */
+export const halfOf = (bits: number): number => HALF[bits]!;
+export const half = (x: Uint8Array, at: number): number => halfOf(x[at]! | (x[at + 1]! << 8));
 const signed = (byte: number): number => (byte << 24) >> 24;
 
 /** 32 nibbles: the first half of the elements in the low ones, the second in the high. */
