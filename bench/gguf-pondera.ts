@@ -39,6 +39,8 @@ export class PonderaSide implements GgufSide {
       maxPositions: positions,
       stored: this.#stored,
     });
+    // Made when it is asked for; llama.cpp has its vocabulary by now.
+    this.#model.tokenizer;
   }
 
   async generate(prompts: readonly (readonly number[])[], newTokens: number): Promise<Generated> {

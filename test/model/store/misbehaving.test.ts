@@ -82,11 +82,12 @@ function cut(seen: Seen, response: ServerResponse, bytes: number): void {
 
 describe("a connection", () => {
   it("that is cut is gone on with from where it was cut", async () => {
-    storage((seen, response) => cut(seen, response, 30_000), 2);
+    // Shorter than the last part, which may be among the first two to be asked for.
+    storage((seen, response) => cut(seen, response, 10_000), 2);
     await succeeds();
     const ranges = hub.requests("/blobs/").map(({ headers }) => headers.range);
     expect(ranges.length).toBe(5);
-    expect(ranges.slice(3).some((range) => /^bytes=(?:3|8|13)0000-/.test(range!))).toBe(true);
+    expect(ranges.slice(3).some((range) => /^bytes=(?:1|6|11)0000-/.test(range!))).toBe(true);
     expect(events.filter(({ kind }) => kind === "note")).toHaveLength(2);
   });
 

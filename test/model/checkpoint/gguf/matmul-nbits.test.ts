@@ -1,12 +1,18 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FormatError } from "../../../../src/base/errors.ts";
 import { Runtime } from "../../../../src/compute/runtime/runtime.ts";
+import { Random } from "../../../../src/compute/tensor/random.ts";
 import type { QuantizedMatrix } from "../../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
-import { isQuantized, nBitsOperands } from "../../../../src/model/checkpoint/gguf/matmul-nbits.ts";
+import {
+  emptyMatrix,
+  isQuantized,
+  nBitsOperands,
+  unpackedFill,
+} from "../../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import type { QuantizedTensor } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
-import { ggmlTypeNames } from "../../../../src/model/checkpoint/gguf/types.ts";
+import { ggmlTypeNames, layoutOf } from "../../../../src/model/checkpoint/gguf/types.ts";
 import { node, onnx, spec } from "../../../compute/runtime/models.ts";
 import { fixturePath } from "../../../fixture.ts";
 
@@ -98,6 +104,21 @@ describe("nBitsOperands", () => {
         }
         expect(Math.abs(y[m * N + n]! - exact)).toBeLessThanOrEqual(allowed);
       }
+    }
+  });
+
+  it.each(["Q4_0", "Q4_1", "Q8_0"] as const)("is quicker for %s, and the same to the bit", (type) => {
+    const { block, bytes } = layoutOf(type);
+    const random = new Random(7);
+    const [N, K] = [5, 3 * block];
+    // One byte before, so that blocks lie at odd addresses, as they may within a file's bytes.
+    const memory = Uint8Array.from({ length: 1 + ((N * K) / block) * bytes }, () => random.integer(256));
+    for (const start of [0, 1]) {
+      const blocks = memory.subarray(start, memory.length - 1 + start);
+      const slow = emptyMatrix(type, N, K);
+      unpackedFill(type)(slow, 0, blocks);
+      const { rounding, ...fast } = nBitsOperands("w", { type, shape: [N, K], blocks });
+      expect(fast).toEqual(slow);
     }
   });
 
