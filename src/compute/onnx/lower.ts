@@ -204,19 +204,17 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
 
   dequantize: (
     emitter,
-    { inputs: [codes], attributes: { bits, blockSize } },
+    { inputs: [codes, perBlock], outputs: [rows], attributes: { bits } },
     [bytes, scales, offsets],
     [y],
   ) => {
-    const perBlock = codes!.shape.slice(0, -1);
     const numbers = bits === 8 ? bytes! : emitter.nibbles(bytes!, codes!.shape);
     const floats = emitter.temporary("Cast", [numbers], { to: ELEMENT_TYPE.f32 });
     const centered = emitter.temporary("Sub", [floats, emitter.floats([2 ** (bits - 1)], [])]);
     const ofBlock = (x: string): string => emitter.temporary("Unsqueeze", [x, emitter.integers([-1])]);
     const scaled = emitter.temporary("Mul", [centered, ofBlock(scales!)]);
     const values = offsets === undefined ? scaled : emitter.temporary("Add", [scaled, ofBlock(offsets)]);
-    const rows = [...perBlock.slice(0, -1), perBlock.at(-1)! * blockSize];
-    emitter.node("Reshape", [values, emitter.shape(rows, perBlock)], [y!]);
+    emitter.node("Reshape", [values, emitter.shape(rows!.shape, perBlock!.shape)], [y!]);
   },
   matmulNBits: (emitter, { inputs, attributes }, [x, codes, scales, offsets], outputs) => {
     const { bits, blockSize, activations } = attributes;

@@ -60,8 +60,9 @@ export class OnnxModel {
   /** @throws FormatError, which names `where`, when bytes are no ONNX model */
   constructor(where: string, model: Uint8Array | ModelProto) {
     if (model instanceof Uint8Array) {
-      this.#bytes = model;
-      this.proto = decoded(where, model);
+      // A copy, so that nobody can write to it or detach it while it is loaded.
+      this.#bytes = new Uint8Array(model);
+      this.proto = decoded(where, this.#bytes);
     } else this.proto = model;
   }
 

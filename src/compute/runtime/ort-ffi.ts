@@ -202,8 +202,7 @@ async function createSession(native: Native, model: OnnxModel, options: SessionO
         );
         editor.CreateSessionFromModel.async(env, built, settings, out, done);
       } else {
-        // The model is copied, so that nobody can write to it or detach it meanwhile.
-        const bytes = new Uint8Array(model.bytes);
+        const { bytes } = model;
         inUse.push(bytes);
         api.CreateSessionFromArray.async(env, bytes, bytes.length, settings, out, done);
       }

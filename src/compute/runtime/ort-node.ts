@@ -63,9 +63,9 @@ function guard<T>(where: string, call: () => T): T {
 function createSession(model: OnnxModel, options: SessionOptions): Session {
   const { where, profile } = options;
   const session = new addon.InferenceSession();
-  const { buffer, byteLength } = new Uint8Array(model.bytes);
+  const { buffer, byteOffset, byteLength } = model.bytes;
   guard(where, () =>
-    session.loadModel(buffer, 0, byteLength, {
+    session.loadModel(buffer as ArrayBuffer, byteOffset, byteLength, {
       intraOpNumThreads: options.threads,
       graphOptimizationLevel: "all",
       logSeverityLevel: 4,

@@ -6,15 +6,9 @@
  */
 
 import { ConfigError, DTypeError, RuntimeError, ShapeError } from "../../base/errors.ts";
+import type { ModelProto } from "../onnx/proto.ts";
 import { sameShape, showSpec, type TensorSpec } from "../tensor/shape.ts";
-import {
-  type Binding,
-  dtypeFromOnnx,
-  type NamedTensors,
-  type OnnxModel,
-  type Port,
-  type Session,
-} from "./backend.ts";
+import { type Binding, dtypeFromOnnx, type NamedTensors, type Port, type Session } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 
 export type { NamedTensors } from "./backend.ts";
@@ -337,11 +331,7 @@ function checkPorts(
  * and onnxruntime-node takes one of another shape for good.
  * @throws ConfigError, DTypeError or ShapeError where they differ
  */
-export function checkInitializers(
-  where: string,
-  { proto: { graph } }: OnnxModel,
-  initializers: NamedTensors,
-): void {
+export function checkInitializers(where: string, { graph }: ModelProto, initializers: NamedTensors): void {
   const ports = graph.initializer
     .filter(({ dataLocation }) => dataLocation === 1)
     .map(

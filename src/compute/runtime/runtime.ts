@@ -146,7 +146,7 @@ export class Runtime {
     const name = io.name ?? `#${number}`;
     const where = `program "${name}"`;
     const model = new OnnxModel(where, onnx);
-    checkInitializers(where, model, io.initializers ?? {});
+    checkInitializers(where, model.proto, io.initializers ?? {});
     const session = await this.#backend.load(model, {
       where,
       threads: this.threads,

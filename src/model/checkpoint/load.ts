@@ -40,10 +40,10 @@ async function loadGguf<Weight>(
   let made: ModelText | undefined;
   const text = (): ModelText => {
     if (made !== undefined) return made;
-    const { tokenizer, chatTemplate } = ggufText(file, vocabulary);
-    checkVocabulary(file, config, tokenizer);
-    made = { tokenizer, ...(chatTemplate === undefined ? {} : { chatTemplate }) };
-    return made;
+    const text = ggufText(file, vocabulary);
+    checkVocabulary(file, config, text.tokenizer);
+    made = text;
+    return text;
   };
   const loaded = {
     config,

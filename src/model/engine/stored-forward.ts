@@ -44,7 +44,7 @@ export interface StoredOptions {
 
 /** Tokens of a prompt that are run at once: what they are on the way stays in a core's cache. */
 const PIECE = 128;
-/** Caches have so many positions at least, among which there is a size that stands for any; see `openSizeFor`. */
+/** Caches have so many positions at least, among which there are sizes that stand for any; see `openSizesFor`. */
 export const LEAST_POSITIONS = 256;
 
 /** Tokens of the whole pieces that both begin with, less than all of `prompt`. */
@@ -122,7 +122,6 @@ export class StoredForward implements Forward {
     this.#inputs = weightInputs(runtime, this.#weights);
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
-    if (caches.slots === 1) this.#scratch = caches.tensors;
     // Laying out the weights takes a while, in which others may do their part; whoever runs it first is told what is wrong.
     this.#program().catch(() => {});
   }
@@ -134,9 +133,12 @@ export class StoredForward implements Forward {
   }
 
   async #run({ prompt, samples }: Prompt): Promise<Prefix> {
-    const { specs, maxPositions } = this.#caches;
+    const { specs, tensors, slots, maxPositions } = this.#caches;
     const program = await this.#program();
-    this.#scratch ??= specs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
+    this.#scratch ??=
+      slots === 1
+        ? tensors
+        : specs.map((spec) => this.#runtime.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
     const logits = this.#runtime.tensor("f32", [1, this.#config.vocabSize]);
     // Whole pieces that this prompt begins with like the last one are there already, to the bit: a conversation that goes on, or many
     // prompts after the same instructions. The last token is run in any case, for its logits.

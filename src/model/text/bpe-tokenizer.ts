@@ -145,9 +145,10 @@ const Vocab = z.custom<Record<string, number>>(
 );
 type Pair = readonly [left: string, right: string];
 
-const pairOf = (merge: unknown): unknown => (typeof merge === "string" ? merge.split(" ") : merge);
+/** A merge as files have it, two tokens or a text of them with a space between, as what should be a pair. */
+export const pairOf = (merge: unknown): unknown => (typeof merge === "string" ? merge.split(" ") : merge);
 
-const isPair = (pair: unknown): pair is Pair =>
+export const isPair = (pair: unknown): pair is Pair =>
   Array.isArray(pair) && pair.length === 2 && pair.every((token) => typeof token === "string");
 
 /** By hand as well: there are as many as tokens. */

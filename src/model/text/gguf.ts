@@ -10,7 +10,7 @@
 import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
 import { jsonText } from "../../base/json.ts";
 import type { AddedToken } from "./added-tokens.ts";
-import { BpeTokenizer, normalizerOf } from "./bpe-tokenizer.ts";
+import { BpeTokenizer, isPair, normalizerOf, pairOf } from "./bpe-tokenizer.ts";
 import {
   byteLevelPreTokenizer,
   DEEPSEEK_CODER_PATTERNS,
@@ -192,12 +192,12 @@ function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
     throw new FormatError({ where: `${WHERE}.merges`, rule: "must be there for gpt2", got: "nothing" });
   }
   const roles = rolesOf(vocabulary, rules.addBos === true);
-  const pairs = merges.map((merge) => merge.split(" "));
-  if (!pairs.every((pair): pair is [string, string] => pair.length === 2)) {
+  const pairs = merges.map(pairOf);
+  if (!pairs.every(isPair)) {
     throw new FormatError({
       where: `${WHERE}.merges`,
       rule: "must each be two tokens with one space between",
-      got: JSON.stringify(merges.find((_, i) => pairs[i]!.length !== 2)),
+      got: JSON.stringify(merges.find((_, i) => !isPair(pairs[i]))),
     });
   }
   const added = addedTokens(vocabulary);

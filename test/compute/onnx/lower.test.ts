@@ -14,6 +14,7 @@ import {
 } from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { lowerToOnnx } from "../../../src/compute/onnx/lower.ts";
+import type { ModelProto } from "../../../src/compute/onnx/proto.ts";
 import { compile } from "../../../src/compute/runtime/jit.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32 } from "../../../src/compute/tensor/host.ts";
@@ -37,7 +38,7 @@ const VECTOR = { dtype: "f32", shape: [2] } as const;
 const ROWS = [...Object.values(PRIMITIVE_ROWS), ...Object.values(COMPOSITE_ROWS)].flat();
 
 /** What is wrong with the names of a model: defined twice, or used before. */
-function namingFaults({ graph }: ReturnType<typeof lowerToOnnx>): string[] {
+function namingFaults({ graph }: ModelProto): string[] {
   const faults: string[] = [];
   const defined = new Set<string>();
   const define = (name: string): void => {

@@ -40,10 +40,14 @@ function lowerHalves(word: number): number {
   return (pairs | (pairs >>> 8)) & 0xffff;
 }
 
-/** The same bytes where they can be read in units of `bytes`. */
-function aligned(x: Uint8Array, bytes: number): Uint8Array {
-  return x.byteOffset % bytes === 0 ? x : x.slice();
+/** Bytes two by two; a copy of those that lie at an odd address. */
+function inPairs(x: Uint8Array): Uint16Array {
+  const { buffer, byteOffset, byteLength } = x.byteOffset % 2 === 0 ? x : x.slice();
+  return new Uint16Array(buffer, byteOffset, byteLength / 2);
 }
+
+const inWords = ({ buffer, byteOffset, byteLength }: Uint8Array): Uint32Array =>
+  new Uint32Array(buffer, byteOffset, byteLength / 4);
 
 /**
  * Q4_0 and Q4_1: one half or two, and then 32 nibbles, whose halves of a block lie in the halves of bytes; as neighbours in bytes
@@ -52,9 +56,7 @@ function aligned(x: Uint8Array, bytes: number): Uint8Array {
 function nibbleFill(halves: 1 | 2): Fill {
   const units = halves + 8;
   return ({ codes, scales, offsets }, first, blocks) => {
-    const { buffer, byteOffset, byteLength } = aligned(blocks, 2);
-    const x = new Uint16Array(buffer, byteOffset, byteLength / 2);
-    const words = new Uint32Array(codes.data.buffer, codes.data.byteOffset, codes.data.byteLength / 4);
+    const [x, words] = [inPairs(blocks), inWords(codes.data)];
     let largest = 0;
     for (let from = 0, block = first; from < x.length; from += units, block++) {
       const scale = halfOf(x[from]!);
@@ -81,9 +83,7 @@ const FILLS: { readonly [T in QuantizedType]?: Fill } = {
   Q4_0: nibbleFill(1),
   Q4_1: nibbleFill(2),
   Q8_0({ codes, scales }, first, blocks) {
-    const { buffer, byteOffset, byteLength } = aligned(blocks, 2);
-    const x = new Uint16Array(buffer, byteOffset, byteLength / 2);
-    const words = new Uint32Array(codes.data.buffer, codes.data.byteOffset, codes.data.byteLength / 4);
+    const [x, words] = [inPairs(blocks), inWords(codes.data)];
     for (let from = 0, block = first; from < x.length; from += 17, block++) {
       scales.data[block] = halfOf(x[from]!);
       for (let i = 0; i < 8; i++) {
