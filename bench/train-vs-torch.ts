@@ -88,7 +88,7 @@ if (isMain(import.meta.url)) {
   const command = withShape(versusCommand("train-vs-torch", "Training steps against PyTorch's."))
     .option("--batch <n>", "rows", count, 32)
     .option("--tokens <n>", "tokens in each", count, 128)
-    .option("--parts <n>", "parts our side works on the batch in", count, 4)
+    .option("--parts <n>", "parts our side works on the batch in", count, 1)
     .option("--steps <n>", "steps of each turn", count, 5)
     .addOption(new Option("--mode <mode...>", "PyTorch's").choices(["eager", "compile"]).default(["eager"]));
   await main(command, trainVersusTorch);

@@ -17,6 +17,8 @@ export interface CompileOptions {
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
   /** Sizes that stand for any; see `LowerOptions.open`. */
   readonly open?: readonly number[];
+  /** See `ProgramIO.threads`. */
+  readonly threads?: number;
 }
 
 /** A program and the specs of what it yields, so that a caller can make tensors for them. */

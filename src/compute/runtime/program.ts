@@ -37,6 +37,8 @@ export interface ProgramIO {
    * of them.
    */
   readonly open?: readonly number[];
+  /** Threads of a program that runs beside others; at most the runtime's. @default the runtime's */
+  readonly threads?: number;
 }
 
 /** A model loaded for given shapes. */

@@ -149,7 +149,7 @@ export class Runtime {
     checkInitializers(where, model.proto, io.initializers ?? {});
     const session = await this.#backend.load(model, {
       where,
-      threads: this.threads,
+      threads: Math.min(io.threads ?? this.threads, this.threads),
       initializers: io.initializers ?? {},
       ...(this.#profile === undefined ? {} : { profile: `${this.#profile}-${number}` }),
     });

@@ -16,10 +16,10 @@ import { policyLoss } from "./losses.ts";
 import { type PackedBatch, packInto } from "./pack.ts";
 import { miniBatches } from "./policy-batch.ts";
 import { type Group, rollOut } from "./rollout.ts";
-import { addStatistics, rolloutMetrics } from "./rollout-metrics.ts";
+import { rolloutMetrics } from "./rollout-metrics.ts";
 import type { Scorer } from "./score.ts";
 import { STREAMS } from "./streams.ts";
-import type { ExpertLoads, Statistics, Trainer } from "./trainer.ts";
+import { addStatistics, type ExpertLoads, type Statistics, type Trainer } from "./trainer.ts";
 
 /** A frozen policy that the KL term pulls towards. */
 export interface Reference {

@@ -13,15 +13,6 @@ function spread(values: readonly number[]): Spread {
 
 const numbers = (values: readonly (number | null)[]): number[] => values.filter((value) => value !== null);
 
-/** Adds a micro-batch's statistics to a total. */
-export function addStatistics(total: Statistics, part: Statistics): void {
-  total.loss += part.loss;
-  for (const [name, value] of Object.entries(part.sums)) total.sums[name] = (total.sums[name] ?? 0) + value;
-  for (const [name, value] of Object.entries(part.maxima)) {
-    total.maxima[name] = Math.max(total.maxima[name] ?? Number.NEGATIVE_INFINITY, value);
-  }
-}
-
 export interface RolloutFacts {
   /** Every group that was sampled, also those that dynamic sampling replaced. */
   readonly drawn: readonly Group<unknown>[];

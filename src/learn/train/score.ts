@@ -5,10 +5,11 @@ import { trace } from "../../compute/graph/trace.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
-import type { TensorSpec } from "../../compute/tensor/shape.ts";
+import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../../model/arch/models.ts";
 import type { PackedBatch } from "./pack.ts";
 import { fromHidden } from "./predictions.ts";
+import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 
 const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;
 
@@ -32,6 +33,24 @@ export class Scorer {
     batch: PackedBatch,
     temperature: number,
   ): Promise<Float32Array> {
+    const shards = divideRows(batch, shardsOf(this.#config));
+    const parts = await eachShard(this.#runtime, shards, (part) =>
+      this.#scoreShard(weights, part, temperature),
+    );
+    const logp = new Float32Array(sizeOf(batch.ids.shape));
+    let at = 0;
+    for (const part of parts) {
+      logp.set(part, at);
+      at += part.length;
+    }
+    return logp;
+  }
+
+  async #scoreShard(
+    weights: Readonly<Record<string, DeviceTensor<"f32">>>,
+    batch: PackedBatch,
+    temperature: number,
+  ): Promise<Float32Array> {
     const shape = batch.ids.shape;
     const integers: Record<string, TensorSpec> = Object.fromEntries(
       BATCH_INPUTS.map((name) => [name, { dtype: "i32" as const, shape }]),
@@ -48,6 +67,7 @@ export class Scorer {
         const { hidden, head } = architectureOf(this.#config).train(x, rows, this.#config);
         return { logp: fromHidden(hidden, head, { learns: false }).logp(targets, x["temperature"]!) };
       }),
+      options: { threads: threadsOfShard(this.#runtime, shardsOf(this.#config)) },
     }));
     const inputs = tensorsOf(this.#runtime, integers) as Record<string, DeviceTensor<"i32">>;
     for (const name of BATCH_INPUTS) inputs[name]!.data.set(batch[name].data);

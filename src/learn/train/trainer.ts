@@ -1,8 +1,8 @@
 /**
  * A model in training: weights, optimizer state, and the two programs that move them.
  *
- * `accumulate` runs forward and backward on a micro-batch and adds its gradients to those waiting; `apply` turns them
- * into an update. Weights and optimizer state exist twice and are written in turn, because a graph must never write
+ * `accumulate` runs forward and backward on a micro-batch, its rows divided among programs side by side (shards.ts), and adds its
+ * gradients to those waiting; `apply` turns them into an update. Weights and optimizer state exist twice and are written in turn, because a graph must never write
  * over its own input; so a step whose numbers are not finite is dropped by simply not taking its turn.
  */
 
@@ -23,6 +23,7 @@ import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
 import { batchSpecs, draftLoss, type Loss } from "./losses.ts";
 import type { PackedBatch } from "./pack.ts";
 import { fromHidden } from "./predictions.ts";
+import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 
 export interface OptimizerOptions {
   /** Optimizer of the matrices; embeddings, head and norms always take AdamW. */
@@ -79,6 +80,15 @@ export interface Statistics {
   readonly maxima: Record<string, number>;
 }
 
+/** Adds a micro-batch's statistics to a total. */
+export function addStatistics(total: Statistics, part: Statistics): void {
+  total.loss += part.loss;
+  for (const [name, value] of Object.entries(part.sums)) total.sums[name] = (total.sums[name] ?? 0) + value;
+  for (const [name, value] of Object.entries(part.maxima)) {
+    total.maxima[name] = Math.max(total.maxima[name] ?? Number.NEGATIVE_INFINITY, value);
+  }
+}
+
 type Slot = 0 | 1;
 type Floats = Record<string, DeviceTensor<"f32">>;
 
@@ -94,6 +104,8 @@ const stateNames = {
 const NEXT = "next/";
 const GRADIENT = "gradient/";
 const WAITING = "waiting/";
+/** Of the gradients of one shard among an update's inputs. */
+const gradientPrefix = (i: number): string => `${GRADIENT}${i}/`;
 /** Prefix of loads among a loss graph's outputs, and of what is added to corrections among an update's inputs. */
 const LOAD = "load/";
 const MOVE = "move/";
@@ -115,12 +127,13 @@ export class Trainer {
   readonly #frozen: Readonly<Floats>;
   /** Weights and optimizer state, twice. */
   readonly #state: readonly [Floats, Floats];
-  readonly #gradients: readonly [Floats, Floats];
+  /** For each shard. */
+  readonly #gradients: readonly (readonly [Floats, Floats])[];
   readonly #calls = new Map<string, Call>();
   readonly #buffers = new Map<string, Record<string, DeviceTensor>>();
   #current: Slot = 0;
-  /** Where the waiting gradients are; undefined when none wait. */
-  #waiting: Slot | undefined;
+  /** Where each shard's waiting gradients are; undefined where none wait. */
+  #waiting: (Slot | undefined)[] = [];
   /** Of the micro-batches whose gradients wait. */
   #loads: Record<string, Float64Array> = {};
 
@@ -140,7 +153,10 @@ export class Trainer {
     this.#frozen = frozen;
     const zeros = (specs: Record<string, TensorSpec>): Floats => tensorsOf(runtime, specs) as Floats;
     this.#state = [zeros(this.stateSpecs()), zeros(this.stateSpecs())];
-    this.#gradients = [zeros(this.#gradientSpecs()), zeros(this.#gradientSpecs())];
+    this.#gradients = Array.from({ length: shardsOf(config) }, () => [
+      zeros(this.#gradientSpecs()),
+      zeros(this.#gradientSpecs()),
+    ]);
   }
 
   /**
@@ -241,7 +257,7 @@ export class Trainer {
 
   /** Drops the gradients waiting, and the loads with them. */
   #forget(): void {
-    this.#waiting = undefined;
+    this.#waiting = [];
     this.#loads = {};
   }
 
@@ -261,11 +277,45 @@ export class Trainer {
     batch: PackedBatch,
     scalars: Readonly<Record<string, number>> = {},
   ): Promise<Statistics> {
+    const parts = divideRows(batch, this.#gradients.length);
+    const outcomes = await eachShard(this.#runtime, parts, (part, shard) =>
+      this.#accumulateShard(loss, part, scalars, shard),
+    );
+    const statistics: Statistics = { loss: 0, sums: {}, maxima: {} };
+    for (const { statistics: each } of outcomes) addStatistics(statistics, each);
+    if (!Number.isFinite(statistics.loss)) {
+      this.#forget();
+      throw new NumericError({
+        where: `update ${this.updates + 1}`,
+        rule: "the loss must be finite",
+        got: String(statistics.loss),
+        remedy: "The last good weights are kept; lower the learning rate or raise the clipping",
+      });
+    }
+    for (const [shard, { to }] of outcomes.entries()) this.#waiting[shard] = to;
+    for (const { name, shape } of this.#corrections()) {
+      this.#loads[name] ??= new Float64Array(shape[0]!);
+      for (const { outputs } of outcomes) {
+        for (const [e, n] of outputs[LOAD + name]!.data.entries()) this.#loads[name][e]! += n;
+      }
+    }
+    return statistics;
+  }
+
+  /** Forward and backward on one shard's rows; its gradients are in `to`, and count once they are said to wait. */
+  async #accumulateShard(
+    loss: Loss,
+    batch: PackedBatch,
+    scalars: Readonly<Record<string, number>>,
+    shard: number,
+  ): Promise<{ readonly statistics: Statistics; readonly outputs: Floats; readonly to: Slot }> {
     const [B, T] = batch.ids.shape as readonly [number, number];
-    const from = this.#waiting;
+    const from = this.#waiting[shard];
     const to: Slot = from === undefined ? 0 : other(from);
     const key = `${loss.key}:${B}x${T}`;
-    const inputs = this.#tensors(key, "in", {
+    const own = `${key}:${shard}`;
+    const gradients = this.#gradients[shard]!;
+    const inputs = this.#tensors(own, "in", {
       ...batchSpecs(loss, B, T),
       ...scalarSpecs(this.#scalarsOf(loss)),
     });
@@ -291,14 +341,15 @@ export class Trainer {
 
     const compiled = await this.#programs.get(`${key}:${from === undefined ? "first" : "more"}`, () => ({
       graph: this.#lossGraph(loss, B, T, from !== undefined),
+      options: { threads: threadsOfShard(this.#runtime, this.#gradients.length) },
     }));
     const statisticSpecs = Object.entries(compiled.outputs).filter(([name]) => !name.startsWith(GRADIENT));
-    const outputs = this.#tensors(key, "out", Object.fromEntries(statisticSpecs)) as Floats;
-    const call = this.#call(`${key}:${this.#current}:${from}>${to}`, () => {
-      const waiting = from === undefined ? {} : prefixed(WAITING, this.#gradients[from]);
+    const outputs = this.#tensors(own, "out", Object.fromEntries(statisticSpecs)) as Floats;
+    const call = this.#call(`${own}:${this.#current}:${from}>${to}`, () => {
+      const waiting = from === undefined ? {} : prefixed(WAITING, gradients[from]);
       return compiled.program.bind(
         { ...this.weights(), ...inputs, ...waiting },
-        { ...outputs, ...prefixed(GRADIENT, this.#gradients[to]) },
+        { ...outputs, ...prefixed(GRADIENT, gradients[to]) },
       );
     });
     await call.run();
@@ -308,21 +359,7 @@ export class Trainer {
       if (name.startsWith("sum/")) statistics.sums[name.slice(4)] = tensor.data[0]!;
       if (name.startsWith("max/")) statistics.maxima[name.slice(4)] = tensor.data[0]!;
     }
-    if (!Number.isFinite(statistics.loss)) {
-      this.#forget();
-      throw new NumericError({
-        where: `update ${this.updates + 1}`,
-        rule: "the loss must be finite",
-        got: String(statistics.loss),
-        remedy: "The last good weights are kept; lower the learning rate or raise the clipping",
-      });
-    }
-    this.#waiting = to;
-    for (const { name, shape } of this.#corrections()) {
-      this.#loads[name] ??= new Float64Array(shape[0]!);
-      for (const [e, n] of outputs[LOAD + name]!.data.entries()) this.#loads[name][e]! += n;
-    }
-    return statistics;
+    return { statistics, outputs, to };
   }
 
   /**
@@ -331,8 +368,8 @@ export class Trainer {
    * @throws NumericError naming the first tensor whose gradient is not finite; weights and state stay as they were
    */
   async apply(rates: Rates): Promise<{ gradientNorm: number; loads: ExpertLoads }> {
-    const from = this.#waiting;
-    if (from === undefined)
+    const waiting = this.#waitingGradients();
+    if (waiting.length === 0)
       throw new ConfigError({ where: "apply", rule: "needs gradients", remedy: "Call accumulate first" });
     const loads = this.#loads;
     this.#forget();
@@ -357,20 +394,27 @@ export class Trainer {
       for (const [e, n] of load.entries()) moves[e] = this.auxiliary.correctionRate * Math.sign(mean - n);
     }
     const outputs = this.#tensors("apply", "out", scalarSpecs(["norm"])) as Floats;
-    const { program } = await this.#programs.get("apply", () => ({
-      graph: this.#updateGraph(Object.keys(scalars)),
+    const { program } = await this.#programs.get(`apply:${waiting.length}`, () => ({
+      graph: this.#updateGraph(Object.keys(scalars), waiting.length),
     }));
     const next = other(this.#current);
-    const call = this.#call(`apply:${this.#current}:${from}`, () =>
+    const slots = waiting.map(({ shard, slot }) => `${shard}.${slot}`).join();
+    const call = this.#call(`apply:${this.#current}:${slots}`, () =>
       program.bind(
-        { ...this.#state[this.#current], ...prefixed(GRADIENT, this.#gradients[from]), ...inputs },
+        {
+          ...this.#state[this.#current],
+          ...Object.assign({}, ...waiting.map(({ gradients }, i) => prefixed(gradientPrefix(i), gradients))),
+          ...inputs,
+        },
         { ...prefixed(NEXT, this.#state[next]), ...outputs },
       ),
     );
     await call.run();
     const gradientNorm = outputs["norm"]!.data[0]!;
     if (!Number.isFinite(gradientNorm)) {
-      const bad = Object.entries(this.#gradients[from]).find(([, { data }]) => !data.every(Number.isFinite));
+      const bad = waiting
+        .flatMap(({ gradients }) => Object.entries(gradients))
+        .find(([, { data }]) => !data.every(Number.isFinite));
       throw new NumericError({
         where: `update ${step}`,
         rule: "gradients must be finite",
@@ -385,11 +429,23 @@ export class Trainer {
 
   /** The waiting gradients, copied; for tests and diagnosis. */
   gradients(): Record<string, HostArray<"f32">> {
-    if (this.#waiting === undefined)
-      throw new ConfigError({ where: "gradients", rule: "needs gradients waiting" });
-    const entries = Object.entries(this.#gradients[this.#waiting]);
+    const waiting = this.#waitingGradients();
+    if (waiting.length === 0) throw new ConfigError({ where: "gradients", rule: "needs gradients waiting" });
     return Object.fromEntries(
-      entries.map(([name, { shape, data }]) => [name, hostArray("f32", shape, data.slice())]),
+      this.#trained().map(({ name, shape }) => {
+        const total = waiting[0]!.gradients[name]!.data.slice();
+        for (const { gradients } of waiting.slice(1)) {
+          for (const [i, g] of gradients[name]!.data.entries()) total[i]! += g;
+        }
+        return [name, hostArray("f32", shape, total)];
+      }),
+    );
+  }
+
+  /** Those of the shards that have any. */
+  #waitingGradients(): { readonly shard: number; readonly slot: Slot; readonly gradients: Floats }[] {
+    return this.#waiting.flatMap((slot, shard) =>
+      slot === undefined ? [] : [{ shard, slot, gradients: this.#gradients[shard]![slot] }],
     );
   }
 
@@ -481,11 +537,23 @@ export class Trainer {
     );
   }
 
-  #updateGraph(scalars: readonly string[]) {
-    const gradients = prefixed(GRADIENT, this.#gradientSpecs());
-    const specs = { ...this.stateSpecs(), ...gradients, ...scalarSpecs(scalars), ...this.#moveSpecs() };
+  /** @param shards  how many have gradients, whose sum is what counts */
+  #updateGraph(scalars: readonly string[], shards: number) {
+    const prefixes = Array.from({ length: shards }, (_, i) => gradientPrefix(i));
+    const specs = {
+      ...this.stateSpecs(),
+      ...Object.assign({}, ...prefixes.map((prefix) => prefixed(prefix, this.#gradientSpecs()))),
+      ...scalarSpecs(scalars),
+      ...this.#moveSpecs(),
+    };
     return trace(specs, (x: Record<string, Value>) => {
-      const raw = this.#trained().map(({ name }) => x[GRADIENT + name]!);
+      const gradients = new Map(
+        this.#trained().map(({ name }) => [
+          name,
+          prefixes.map((prefix) => x[prefix + name]!).reduce((a, b) => add(a, b)),
+        ]),
+      );
+      const raw = [...gradients.values()];
       const norm = globalNorm(raw);
       const factor = clipFactor(norm, x["clipNorm"]!);
       const next: Record<string, Value> = {};
@@ -499,7 +567,7 @@ export class Trainer {
         const names = group.map(({ name }) => name);
         const updated = muon(
           names.map((name) => x[name]!),
-          names.map((name) => x[GRADIENT + name]!),
+          names.map((name) => gradients.get(name)!),
           names.map((name) => x[stateNames.m(name)]!),
           { learningRate: x["muonRate"]!, weightDecay: decay, gradientScale: factor },
           this.options,
@@ -519,7 +587,7 @@ export class Trainer {
         const { name } = spec;
         const state = { m: x[stateNames.m(name)]!, v: x[stateNames.v(name)]! };
         const weightDecay = spec.kind === "norm" || spec.kind === "bias" ? scalar(decay, 0) : decay;
-        const clipped = mul(x[GRADIENT + name]!, factor);
+        const clipped = mul(gradients.get(name)!, factor);
         const updated = adamW(x[name]!, clipped, state, { ...rate, weightDecay }, this.options);
         next[NEXT + name] = updated.weight;
         next[NEXT + stateNames.m(name)] = updated.m;

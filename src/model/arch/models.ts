@@ -30,6 +30,15 @@ export function parameterCount(config: ModelConfig): number {
   return modelParameters(config).reduce((total, { shape }) => total + sizeOf(shape), 0);
 }
 
+const MOST_SHORT_PARAMETERS = 2 ** 24;
+
+/**
+ * Whether the operators of a model are so short that threads wait for each other: then it pays to divide sequences among threads,
+ * each with operators of its own, and not every operator.
+ */
+export const hasShortOperators = (config: ModelConfig): boolean =>
+  parameterCount(config) <= MOST_SHORT_PARAMETERS;
+
 /** Graph-input specs of the weights. */
 export function weightSpecs(config: ModelConfig): Record<string, TensorSpec> {
   return Object.fromEntries(

@@ -37,7 +37,7 @@ export function ggufText(file: string, vocabulary: GgufVocabulary | undefined): 
       got: "nothing",
     });
   }
-  const tokenizer = tokenizerFromGguf(vocabulary);
+  const tokenizer = tokenizerFromGguf(vocabulary, `${file}: tokenizer.ggml`);
   const { chatTemplate, tokens } = vocabulary;
   if (chatTemplate === undefined) return { tokenizer };
   const token = (role: string, id: number | undefined): Record<string, string> =>

@@ -65,6 +65,7 @@ export interface GgufVocabulary {
   readonly chatTemplate?: string;
 }
 
+/** Where errors say that a vocabulary is, when it comes from no file. */
 const WHERE = "tokenizer.ggml";
 
 interface PreRules {
@@ -135,12 +136,12 @@ function lazyFiles(tokenizer: () => object, config: object): TokenizerFiles {
 }
 
 /** @throws FormatError when an id lies beyond the tokens, or none ends a text */
-function rolesOf(vocabulary: GgufVocabulary, addBos: boolean): TokenRoles {
+function rolesOf(vocabulary: GgufVocabulary, addBos: boolean, where: string): TokenRoles {
   const { tokens, bosId, eosId, paddingId } = vocabulary;
   for (const [name, id] of Object.entries({ bos: bosId, eos: eosId, padding: paddingId })) {
     if (id === undefined ? name !== "eos" : tokens[id] !== undefined) continue;
     throw new FormatError({
-      where: `${WHERE}.${name}_token_id`,
+      where: `${where}.${name}_token_id`,
       rule: `must be one of the ${tokens.length} tokens`,
       got: id === undefined ? "nothing" : `${id}`,
     });
@@ -183,19 +184,19 @@ const addedJson = (token: AddedToken): object => ({
   special: token.special,
 });
 
-function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
+function bpeFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
   const { pre, tokens, merges } = vocabulary;
   const known = Object.keys(PRE_TOKENIZERS);
-  expectKnown(`${WHERE}.pre`, pre ?? "nothing", known);
+  expectKnown(`${where}.pre`, pre ?? "nothing", known);
   const rules = PRE_TOKENIZERS[pre!]!;
   if (merges === undefined) {
-    throw new FormatError({ where: `${WHERE}.merges`, rule: "must be there for gpt2", got: "nothing" });
+    throw new FormatError({ where: `${where}.merges`, rule: "must be there for gpt2", got: "nothing" });
   }
-  const roles = rolesOf(vocabulary, rules.addBos === true);
+  const roles = rolesOf(vocabulary, rules.addBos === true, where);
   const pairs = merges.map(pairOf);
   if (!pairs.every(isPair)) {
     throw new FormatError({
-      where: `${WHERE}.merges`,
+      where: `${where}.merges`,
       rule: "must each be two tokens with one space between",
       got: JSON.stringify(merges.find((_, i) => !isPair(pairs[i]))),
     });
@@ -233,7 +234,7 @@ function bpeFromGguf(vocabulary: GgufVocabulary): Tokenizer {
     normalize: normalizerOf(normalizer)!,
     preTokenizer: byteLevelPreTokenizer(preTokenizer)!,
   };
-  return new BpeTokenizer(parts, roles, files, WHERE);
+  return new BpeTokenizer(parts, roles, files, where);
 }
 
 /**
@@ -286,12 +287,12 @@ function spmJson(spm: SpmVocabulary): object {
   };
 }
 
-function spmFromGguf(vocabulary: GgufVocabulary): Tokenizer {
+function spmFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
   const { tokens, scores, tokenTypes, unknownId } = vocabulary;
   if (scores === undefined) {
-    throw new FormatError({ where: `${WHERE}.scores`, rule: "must be there for llama", got: "nothing" });
+    throw new FormatError({ where: `${where}.scores`, rule: "must be there for llama", got: "nothing" });
   }
-  const roles = rolesOf(vocabulary, true);
+  const roles = rolesOf(vocabulary, true, where);
   const typeOf = (id: number): number => tokenTypes?.[id] ?? TOKEN_TYPES.normal;
   const bytes = new Map<number, number>();
   const pieces: number[] = [];
@@ -319,18 +320,18 @@ function spmFromGguf(vocabulary: GgufVocabulary): Tokenizer {
     spm,
     roles,
     lazyFiles(() => spmJson(spm), config),
-    WHERE,
+    where,
   );
 }
 
 /** @throws FormatError naming two ids of one token */
-function checkTokens({ tokens }: GgufVocabulary): void {
+function checkTokens({ tokens }: GgufVocabulary, where: string): void {
   const ids = new Map<string, number>();
   for (const [id, token] of tokens.entries()) {
     const other = ids.get(token);
     if (other !== undefined) {
       throw new FormatError({
-        where: `${WHERE}.tokens`,
+        where: `${where}.tokens`,
         rule: "must differ from each other",
         got: `${JSON.stringify(token)} for ${other} and ${id}`,
       });
@@ -341,19 +342,20 @@ function checkTokens({ tokens }: GgufVocabulary): void {
 
 /**
  * The tokenizer of a GGUF file's vocabulary. Saved, it is a `tokenizer.json` that transformers loads.
+ * @param where the file and its `tokenizer.ggml`, for errors
  * @throws ConfigError on a kind of vocabulary, or a pre-tokenizer, that is not known; FormatError when its parts do not fit
  *   together
  */
-export function tokenizerFromGguf(vocabulary: GgufVocabulary): Tokenizer {
-  checkTokens(vocabulary);
+export function tokenizerFromGguf(vocabulary: GgufVocabulary, where = WHERE): Tokenizer {
+  checkTokens(vocabulary, where);
   switch (vocabulary.model) {
     case "gpt2":
-      return bpeFromGguf(vocabulary);
+      return bpeFromGguf(vocabulary, where);
     case "llama":
-      return spmFromGguf(vocabulary);
+      return spmFromGguf(vocabulary, where);
     default:
       throw new ConfigError({
-        where: `${WHERE}.model`,
+        where: `${where}.model`,
         rule: "must be gpt2 or llama",
         got: JSON.stringify(vocabulary.model),
       });

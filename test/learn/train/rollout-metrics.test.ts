@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
-import { addStatistics, rolloutMetrics } from "../../../src/learn/train/rollout-metrics.ts";
+import { rolloutMetrics } from "../../../src/learn/train/rollout-metrics.ts";
 import type { Statistics } from "../../../src/learn/train/trainer.ts";
+import { addStatistics } from "../../../src/learn/train/trainer.ts";
 import { madeGroup } from "./rollouts.ts";
 
 const none = (): Statistics => ({ loss: 0, sums: {}, maxima: {} });

@@ -7,6 +7,7 @@ import { describe, expect, it } from "vitest";
 import { PonderaError } from "../../../src/base/errors.ts";
 import { loadModelFolder, loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
+import { ggufText } from "../../../src/model/checkpoint/model-text.ts";
 import { openSharded, readSafetensors, writeSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
 import { safetensorsFloats } from "../../../src/model/checkpoint/safetensors-floats.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
@@ -14,11 +15,12 @@ import { fixturePath } from "../../fixture.ts";
 import { ALLOWED_BYTES, cuts, flips, growth, refusal, wrongValues } from "../damage.ts";
 import { GgufBytes } from "./gguf/bytes.ts";
 
-/** Reads every tensor of a model; @returns the error, if it is one of ours */
+/** Reads every tensor of a model, and its text side where it has one; @returns the error, if it is one of ours */
 async function readAll(file: string): Promise<PonderaError | undefined> {
   try {
     await using model = await openGgufModel(file);
     for (const name of model.shapes.keys()) await model.readF32(name);
+    if (model.vocabulary !== undefined) ggufText(file, model.vocabulary);
     return undefined;
   } catch (error) {
     if (!(error instanceof PonderaError)) throw error;

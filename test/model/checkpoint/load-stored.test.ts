@@ -30,11 +30,11 @@ const VOCABULARY: GgufVocabulary = {
   addSpacePrefix: false,
 };
 
-async function fileOf(type: WritableType, config = CONFIG): Promise<string> {
+async function fileOf(type: WritableType, config = CONFIG, vocabulary = VOCABULARY): Promise<string> {
   const file = join(await temporaryFolder(), "model.gguf");
   const tensors = initializeLlama(config, 1);
   const json = modelConfigJson({ config, extra: {} });
-  await saveGguf(file, { config: json, tensors, vocabulary: VOCABULARY }, { type, name: "x" });
+  await saveGguf(file, { config: json, tensors, vocabulary }, { type, name: "x" });
   return file;
 }
 
@@ -112,4 +112,37 @@ describe("loadStoredModel", () => {
     await saveModelFolder(folder, { config, tensors, tokenizer });
     expect((await loadStoredModel(folder)).weights).toEqual(tensors);
   });
+
+  const { scores: _, ...withoutScores } = VOCABULARY;
+  const wrong: [string, GgufVocabulary, RegExp][] = [
+    [
+      "a pre-tokenizer nobody knows",
+      { ...VOCABULARY, model: "gpt2", pre: "no-such" },
+      /tokenizer\.ggml\.pre: must be one of/,
+    ],
+    ["no scores", withoutScores, /tokenizer\.ggml\.scores: must be there for llama/],
+    [
+      "no merges",
+      { ...VOCABULARY, model: "gpt2", pre: "gpt-2" },
+      /tokenizer\.ggml\.merges: must be there for gpt2/,
+    ],
+    [
+      "a token twice",
+      { ...VOCABULARY, tokens: VOCABULARY.tokens.with(9, "t2") },
+      /tokenizer\.ggml\.tokens: must differ .*"t2" for 5 and 9/,
+    ],
+  ];
+  it.each(wrong)(
+    "says what is wrong with the text side when it is asked for: %s",
+    async (_, vocabulary, rule) => {
+      const file = await fileOf("Q4_0", CONFIG, vocabulary);
+      const model = await loadStoredModel(file);
+      expect(Object.keys(model.weights).length).toBeGreaterThan(0);
+      for (const ask of [() => model.tokenizer, () => model.tokenizer, () => model.stopIds]) {
+        expect(ask).toThrow(rule);
+        expect(ask).toThrow(file);
+      }
+      await expect(loadModel(file)).rejects.toThrow(rule);
+    },
+  );
 });

@@ -22,7 +22,7 @@ interface CommonOptions {
 interface TrainOptions extends ShapeOptions, CommonOptions {
   readonly batch: number;
   readonly tokens: number;
-  readonly parts?: number;
+  readonly parts: number;
   readonly optimizer: "adamw" | "muon";
   readonly steps: number;
   readonly peakMs: number;
@@ -96,12 +96,8 @@ async function matmulSpeeds(
 const peakOf = (speeds: readonly MatmulSpeed[]): number =>
   Math.max(...speeds.map(({ gflops }) => gflops.max));
 
-/** What a part leaves behind for the way back then mostly fits a core's own cache. */
-const DEFAULT_PARTS = 4;
-
 async function benchTrain(options: TrainOptions, io: Context): Promise<void> {
-  const { batch, tokens, optimizer, steps } = options;
-  const parts = options.parts ?? (batch % DEFAULT_PARTS === 0 ? DEFAULT_PARTS : 1);
+  const { batch, tokens, parts, optimizer, steps } = options;
   if (batch % parts !== 0) {
     throw new ConfigError({ where: "--parts", rule: `must divide the batch of ${batch}`, got: `${parts}` });
   }
@@ -222,7 +218,7 @@ export function register(program: Command, io: Context): void {
   withCommon(withShape(train))
     .option("--batch <n>", "rows", count, 32)
     .option("--tokens <n>", "tokens in each", count, 128)
-    .option("--parts <n>", `parts the batch is worked on in; ${DEFAULT_PARTS} where it can be divided`, count)
+    .option("--parts <n>", "parts the batch is worked on in, one after the other", count, 1)
     .addOption(
       new Option("--optimizer <name>", "of the matrices").choices(["adamw", "muon"]).default("adamw"),
     )

@@ -23,7 +23,7 @@ export class GgufBytes {
   }
 
   text(value: string): this {
-    this.#bytes.push(...Buffer.from(value, "utf8"));
+    for (const byte of Buffer.from(value, "utf8")) this.#bytes.push(byte);
     return this;
   }
 

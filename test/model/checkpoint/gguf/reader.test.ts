@@ -277,6 +277,57 @@ describe("a file made by hand", () => {
   });
 });
 
+describe("an array of strings longer than what is read at once", () => {
+  // Of all lengths, so that windows of 2^18 bytes end in lengths, in texts and between them; one longer than a window; and the
+  // character that stands for bytes that are no text, where it is text.
+  const strings = Array.from({ length: 40_000 }, (_, i) => "é\ufeffab"[i % 4]!.repeat(i % 23));
+  strings[7] = "\ufffd";
+  strings[20_000] = "long ".repeat(60_000);
+  strings[30_000] = "\ufffd at the side of others \ufffd";
+  const start = (count = strings.length) =>
+    new GgufBytes().start({ keys: 2 }).key("texts", 9).u32(8).u64(BigInt(count));
+  const whole = () => strings.reduce((bytes, text) => bytes.string(text), start());
+
+  it("gives every one of them, and what follows", async () => {
+    await using file = await open(whole().key("after", 4).u32(11).done());
+    const read = file.metadata.get("texts") as string[];
+    expect(read.length).toBe(strings.length);
+    const wrong = read.findIndex((text, i) => text !== strings[i]);
+    expect(wrong, JSON.stringify(read[wrong])).toBe(-1);
+    expect(file.metadata.get("after")).toBe(11);
+  });
+
+  it.each([0, 1, 19_999, 20_000, 35_000])("says which of them is no text: %i", async (bad) => {
+    const bytes = start();
+    for (const [i, text] of strings.entries()) {
+      if (i === bad) bytes.u64(2n).u8(0xc3).u8(0x28);
+      else bytes.string(text);
+    }
+    await expect(open(bytes.key("after", 4).u32(11).done())).rejects.toThrow(
+      `metadata "texts"[${bad}]: must be UTF-8 text; got 2 other bytes`,
+    );
+  });
+
+  it.each([
+    [2n ** 20n, "must lie before the end of the file, 1 bytes on; got 1048576 bytes"],
+    [2n ** 32n + 1n, "must be at most 67108864; got 4294967297"],
+    [2n ** 63n, "must be at most 67108864; got 9223372036854775808"],
+  ])("says which of them is too long: %i", async (length, rule) => {
+    const bytes = start();
+    for (const text of strings.slice(0, 30_001)) bytes.string(text);
+    await expect(open(bytes.u64(length).text("x").done())).rejects.toThrow(
+      `metadata "texts"[30001], length: ${rule}`,
+    );
+  });
+
+  it("says where the file ends within them, wherever it is cut", async () => {
+    const bytes = whole().done();
+    for (let cut = 2 ** 18 - 12; cut < 2 ** 18 + 12; cut++) {
+      await expect(open(bytes.subarray(0, cut))).rejects.toThrow(FormatError);
+    }
+  });
+});
+
 describe("the file itself", () => {
   it("must exist and be a file", async () => {
     const folder = await temporaryFolder();
