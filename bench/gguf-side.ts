@@ -3,8 +3,11 @@
  * ends: `startSide` forks the process, `serveSide` is what it runs.
  */
 
-import { type ChildProcess, fork } from "node:child_process";
+import { type ChildProcess, execFile, fork } from "node:child_process";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { promisify } from "node:util";
 import { PonderaError } from "../src/base/errors.ts";
 
 export interface LoadOptions {
@@ -100,10 +103,23 @@ function answerOf(child: ChildProcess, ask: () => void): Promise<{ value: unknow
   });
 }
 
-/** Starts a side. @param module  relative to this file */
+/** Both sides as their users have them: compiled. Transpiled on the way in, ours takes 0.6 s longer to load a file. */
+const compiled = (() => {
+  let done: Promise<unknown> | undefined;
+  return (): Promise<unknown> => {
+    const { resolve } = createRequire(import.meta.url);
+    const tsc = join(dirname(resolve("typescript/package.json")), "bin/tsc");
+    const project = fileURLToPath(new URL("../tsconfig.bench.json", import.meta.url));
+    done ??= promisify(execFile)(process.execPath, [tsc, "-p", project]);
+    return done;
+  };
+})();
+
+/** Starts a side. @param module  a file beside this one */
 export async function startSide(module: string, threads: number): Promise<SideProcess> {
-  const file = fileURLToPath(new URL(module, import.meta.url));
-  const child = fork(file, [String(threads)], { execArgv: ["--import", "jiti/register"] });
+  await compiled();
+  const file = new URL(`../dist/bench/bench/${module.replace(/\.ts$/, ".js")}`, import.meta.url);
+  const child = fork(fileURLToPath(file), [String(threads)]);
   const ready = await answerOf(child, () => {});
   return new SideProcess(String(ready.value), child);
 }

@@ -7,7 +7,7 @@
  * rounding of differently shaped products.
  */
 
-import { ConfigError, invariant, NumericError } from "../../base/errors.ts";
+import { invariant, NumericError } from "../../base/errors.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { Random } from "../../compute/tensor/random.ts";
@@ -15,6 +15,7 @@ import { type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
 import { AdoptedForward, type WeightTensors } from "./adopted-forward.ts";
 import type { Forward, Prefix } from "./forward.ts";
+import { expectCount, expectPositions, expectPrompt } from "./limits.ts";
 import { SAMPLING_DEFAULTS, Sampler, type SamplingOptions } from "./sampler.ts";
 import { LEAST_POSITIONS, StoredForward, type StoredOptions } from "./stored-forward.ts";
 
@@ -96,20 +97,8 @@ export class Engine implements TokenEngine {
 
   constructor(runtime: Runtime, config: ModelConfig, options: EngineOptions) {
     const maxPositions = options.maxPositions ?? config.maxPositions;
-    if (!Number.isSafeInteger(options.slots) || options.slots < 1) {
-      throw new ConfigError({
-        where: "engine: slots",
-        rule: "must be a positive integer",
-        got: String(options.slots),
-      });
-    }
-    if (!Number.isSafeInteger(maxPositions) || maxPositions < 1 || maxPositions > config.maxPositions) {
-      throw new ConfigError({
-        where: "engine: maxPositions",
-        rule: `must be from 1 to the model's ${config.maxPositions}`,
-        got: String(maxPositions),
-      });
-    }
+    expectCount("engine: slots", options.slots);
+    expectPositions("engine", maxPositions, config);
     const architecture = architectureOf(config);
     architecture.checkDecoding(config);
     this.config = config;
@@ -148,26 +137,10 @@ export class Engine implements TokenEngine {
     invariant(!this.#busy, "one generation at a time");
     const { vocabSize } = this.config;
     for (const { prompt, samples } of requests) {
-      if (prompt.length === 0 || prompt.length >= this.maxPositions) {
-        throw new ConfigError({
-          where: "generate: prompt",
-          rule: `must have from 1 to ${this.maxPositions - 1} tokens`,
-          got: `${prompt.length}`,
-          remedy: "Shorten it, or load the model with more positions",
-        });
-      }
-      const stranger = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
-      if (stranger !== undefined) {
-        throw new ConfigError({
-          where: "generate: prompt",
-          rule: `token ids must be whole numbers below the vocabulary's ${vocabSize}`,
-          got: String(stranger),
-          remedy: "Encode the prompt with the model's own tokenizer",
-        });
-      }
-      expectCount("samples", samples);
+      expectPrompt("generate", prompt, { maxPositions: this.maxPositions, vocabSize });
+      expectCount("generate: samples", samples);
     }
-    expectCount("maxNewTokens", options.maxNewTokens);
+    expectCount("generate: maxNewTokens", options.maxNewTokens);
     this.#busy = true;
     try {
       return await this.#generate(requests, options);
@@ -299,16 +272,6 @@ export class Engine implements TokenEngine {
     await this.#forward.dispose();
     for (const cache of this.#caches) cache.dispose();
   }
-}
-
-/** @throws ConfigError unless there is something to generate */
-function expectCount(option: string, count: number): void {
-  if (Number.isSafeInteger(count) && count >= 1) return;
-  throw new ConfigError({
-    where: `generate: ${option}`,
-    rule: "must be a positive integer",
-    got: String(count),
-  });
 }
 
 function pickSampling({ temperature, topK, topP, minP }: Partial<SamplingOptions>): Partial<SamplingOptions> {

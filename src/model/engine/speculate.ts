@@ -17,6 +17,7 @@ import { type Architecture, type CacheSpec, cacheShapeOf, type Draft } from "../
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import type { GenerateOptions, GenerateRequest, TokenEngine, WeightTensors } from "./engine.ts";
 import { cachePairs, cachePorts } from "./forward.ts";
+import { expectCount, expectPositions, expectPrompt } from "./limits.ts";
 
 export interface SpeculateOptions {
   readonly maxNewTokens: number;
@@ -80,13 +81,7 @@ export class Speculator {
   /** @throws ConfigError when the model has no head for the token after next, or the engine cannot decode it */
   constructor(runtime: Runtime, config: ModelConfig, options: { readonly maxPositions?: number } = {}) {
     const maxPositions = options.maxPositions ?? config.maxPositions;
-    if (!Number.isSafeInteger(maxPositions) || maxPositions < 1 || maxPositions > config.maxPositions) {
-      throw new ConfigError({
-        where: "speculator: maxPositions",
-        rule: `must be from 1 to the model's ${config.maxPositions}`,
-        got: String(maxPositions),
-      });
-    }
+    expectPositions("speculator", maxPositions, config);
     this.#architecture = architectureOf(config);
     this.#architecture.checkDecoding(config);
     const draft = this.#architecture.draft(config);
@@ -132,29 +127,8 @@ export class Speculator {
   }
 
   #check(prompt: readonly number[], maxNewTokens: number): void {
-    if (prompt.length === 0 || prompt.length >= this.maxPositions) {
-      throw new ConfigError({
-        where: "speculate: prompt",
-        rule: `must have from 1 to ${this.maxPositions - 1} tokens`,
-        got: `${prompt.length}`,
-      });
-    }
-    const { vocabSize } = this.config;
-    const stranger = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));
-    if (stranger !== undefined) {
-      throw new ConfigError({
-        where: "speculate: prompt",
-        rule: `token ids must be whole numbers below the vocabulary's ${vocabSize}`,
-        got: String(stranger),
-      });
-    }
-    if (!Number.isSafeInteger(maxNewTokens) || maxNewTokens < 1) {
-      throw new ConfigError({
-        where: "speculate: maxNewTokens",
-        rule: "must be a positive integer",
-        got: String(maxNewTokens),
-      });
-    }
+    expectPrompt("speculate", prompt, { maxPositions: this.maxPositions, vocabSize: this.config.vocabSize });
+    expectCount("speculate: maxNewTokens", maxNewTokens);
   }
 
   async #generate(prompt: readonly number[], options: SpeculateOptions): Promise<Speculated> {

@@ -16,6 +16,7 @@ import { cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
 import type { WeightTensors } from "./engine.ts";
 import { cachePairs, cachePorts } from "./forward.ts";
+import { expectPositions } from "./limits.ts";
 
 export interface TokenScorerOptions {
   /** Longest text. @default the model's own limit */
@@ -48,13 +49,7 @@ export class TokenScorer {
   /** @throws ConfigError when the engine cannot decode such a model, or the length is beyond it */
   constructor(runtime: Runtime, config: ModelConfig, options: TokenScorerOptions = {}) {
     const { maxPositions = config.maxPositions, chunk = CHUNK } = options;
-    if (!Number.isSafeInteger(maxPositions) || maxPositions < 1 || maxPositions > config.maxPositions) {
-      throw new ConfigError({
-        where: "token scorer: maxPositions",
-        rule: `must be from 1 to the model's ${config.maxPositions}`,
-        got: String(maxPositions),
-      });
-    }
+    expectPositions("token scorer", maxPositions, config);
     invariant(Number.isSafeInteger(chunk) && chunk >= 1, "a chunk is a whole number of tokens");
     architectureOf(config).checkDecoding(config);
     this.config = config;

@@ -51,7 +51,7 @@ function expectLlama(config: ModelConfig): LlamaConfig {
     where: "export to ONNX: model_type",
     rule: "must be llama or qwen2: experts and latent attention have no such graph",
     got: config.modelType,
-    remedy: "Export it as hf, which transformers and vLLM load",
+    remedy: "Export it as hf, which transformers and vLLM load, or as gguf, which llama.cpp loads",
   });
 }
 
