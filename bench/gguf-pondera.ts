@@ -14,6 +14,7 @@ export class PonderaSide implements GgufSide {
   readonly #activations: StoredOptions["activations"];
   #runtime: Runtime | undefined;
   #model: StoredModel | undefined;
+  #file = "";
   #positions = 0;
   #engine: Engine | undefined;
 
@@ -22,9 +23,9 @@ export class PonderaSide implements GgufSide {
     this.#activations = activations;
   }
 
-  get #stored(): StoredOptions {
-    const { weights } = this.#model!;
-    return this.#activations === undefined ? { weights } : { weights, activations: this.#activations };
+  #stored({ weights }: StoredModel): StoredOptions {
+    const taken = { weights, taken: true };
+    return this.#activations === undefined ? taken : { ...taken, activations: this.#activations };
   }
 
   async start(threads: number): Promise<void> {
@@ -33,11 +34,12 @@ export class PonderaSide implements GgufSide {
 
   async load({ file, sequences, positions }: LoadOptions): Promise<void> {
     this.#model = await loadStoredModel(file);
+    this.#file = file;
     this.#positions = positions;
     this.#engine = new Engine(this.#runtime!, this.#model.config, {
       slots: sequences,
       maxPositions: positions,
-      stored: this.#stored,
+      stored: this.#stored(this.#model),
     });
     // Made when it is asked for; llama.cpp has its vocabulary by now.
     this.#model.tokenizer;
@@ -66,7 +68,12 @@ export class PonderaSide implements GgufSide {
     const specs = architectureOf(config).caches(config);
     const tensors = specs.map((spec) => this.#runtime!.tensor("f32", cacheShapeOf(spec, 1, maxPositions)));
     const caches = { specs, tensors, slots: 1, maxPositions };
-    const forward = new StoredForward(this.#runtime!, config, caches, this.#stored);
+    const forward = new StoredForward(
+      this.#runtime!,
+      config,
+      caches,
+      this.#stored(await loadStoredModel(this.#file)),
+    );
     const decoder = await forward.decoder(1);
     const logp: number[] = [];
     for (let i = 0; i + 1 < ids.length; i++) {

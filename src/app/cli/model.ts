@@ -188,7 +188,7 @@ export function samplingFor(
 }
 
 /** A model with an engine that decodes it. */
-export interface OpenModel extends StoredModel {
+export interface OpenModel extends Omit<StoredModel, "weights"> {
   readonly engine: TokenEngine;
   /** What guessing ahead has come to, where it was asked for. */
   readonly guesses?: () => Guesses;
@@ -231,7 +231,10 @@ function checkDraft({ config }: Pick<ModelFolder, "config">): void {
   });
 }
 
-/** @throws ConfigError when it is to guess ahead and cannot; what the runtime throws */
+/**
+ * Opens a model, which then owns the weights: nobody else can use them any more.
+ * @throws ConfigError when it is to guess ahead and cannot; what the runtime throws
+ */
 export async function openModel(model: StoredModel, options: OpenOptions): Promise<OpenModel> {
   const { threads } = options;
   if (options.speculate) checkDraft(model);
@@ -242,7 +245,8 @@ export async function openModel(model: StoredModel, options: OpenOptions): Promi
     runtime.dispose();
   };
   const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
-  return { ...model, engine, ...guesses, runtime, dispose };
+  const { weights: _, ...text } = model;
+  return { ...text, engine, ...guesses, runtime, dispose };
 }
 
 function engineOf(
@@ -253,7 +257,7 @@ function engineOf(
   const maxPositions = Math.min(positions, config.maxPositions);
   if (!areFloats(weights)) {
     invariant(!speculate, "a model that guesses ahead has floats");
-    return new Engine(runtime, config, { slots, maxPositions, stored: { weights } });
+    return new Engine(runtime, config, { slots, maxPositions, stored: { weights, taken: true } });
   }
   const widened = decodable({ config, tensors: weights });
   const engine = speculate

@@ -39,6 +39,8 @@ export interface SessionOptions {
   readonly where: string;
   readonly threads: number;
   readonly initializers: NamedTensors;
+  /** Told of initializers that are read no more, by a backend that knows. */
+  readonly returned?: (name: string) => void;
   /** Start of the name of a profile to write; none without it. */
   readonly profile?: string;
 }

@@ -1,5 +1,6 @@
 /** From traced function to program: compiled once per key, which stands for shapes, dtypes and options. */
 
+import { cutGraph } from "../graph/cut.ts";
 import type { Graph, Value } from "../graph/ir.ts";
 import { checkGraph, type Outputs, trace } from "../graph/trace.ts";
 import { lowerToOnnx } from "../onnx/lower.ts";
@@ -7,18 +8,26 @@ import type { TensorSpec } from "../tensor/shape.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import type { NamedTensors, Program } from "./program.ts";
 import type { Runtime } from "./runtime.ts";
+import { type Stage, StagedProgram } from "./staged.ts";
 
 export interface CompileOptions {
   /** For errors and profiles. */
   readonly name?: string;
   /** Values of inputs that never change: the runtime lays them out anew for its kernels. */
   readonly initializers?: NamedTensors;
+  /** See `ProgramIO.returned`. */
+  readonly returned?: (name: string) => void;
   /** Input and output pairs that share memory: attention caches. */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
   /** Sizes that stand for any; see `LowerOptions.open`. */
   readonly open?: readonly number[];
   /** See `ProgramIO.threads`. */
   readonly threads?: number;
+  /**
+   * Programs that it is cut into at most, loaded one after the other: what the first ones' initializers were laid out from is given back
+   * before the last ones' are. @default 1
+   */
+  readonly stages?: number;
 }
 
 /** A program and the specs of what it yields, so that a caller can make tensors for them. */
@@ -34,15 +43,63 @@ export async function compile(
   options: CompileOptions = {},
 ): Promise<Compiled> {
   checkGraph(graph);
-  const fixed = options.initializers ?? {};
-  const { open } = options;
+  const { stages = 1, initializers = {}, open, name = "program" } = options;
+  const outputs = Object.fromEntries(graph.outputs);
+  if (stages === 1) return { program: await load(runtime, graph, options), outputs };
+  const bytes = (input: string): number => initializers[input]?.data.byteLength ?? 0;
+  const graphs = cutGraph(graph, bytes, stages);
+  /** Stages that read an initializer. */
+  const readers = new Map<string, number>();
+  for (const name of graphs.flatMap(({ inputs }) => [...inputs.keys()])) {
+    readers.set(name, (readers.get(name) ?? 0) + 1);
+  }
+  const returned = (name: string): void => {
+    const left = readers.get(name)! - 1;
+    readers.set(name, left);
+    if (left === 0) options.returned?.(name);
+  };
+  const loaded: Stage[] = [];
+  try {
+    for (const [i, each] of graphs.entries()) {
+      checkGraph(each);
+      const own = {
+        ...optionsWithin(options, each),
+        returned,
+        name: `${name}, ${i + 1} of ${graphs.length}`,
+      };
+      const io = { inputs: portsOf(each, own.initializers), outputs: Object.fromEntries(each.outputs) };
+      loaded.push({ program: await load(runtime, each, own), io });
+    }
+  } catch (error) {
+    for (const { program } of loaded) program.dispose();
+    throw error;
+  }
+  const io = { inputs: portsOf(graph, initializers), outputs, ...(open === undefined ? {} : { open }) };
+  return { program: new StagedProgram(name, runtime, loaded, io), outputs };
+}
+
+async function load(runtime: Runtime, graph: Graph, options: CompileOptions): Promise<Program> {
+  const { initializers = {}, open } = options;
   const model = lowerToOnnx(graph, {
-    initializers: new Set(Object.keys(fixed)),
+    initializers: new Set(Object.keys(initializers)),
     ...(open === undefined ? {} : { open }),
   });
-  const inputs = Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(fixed, name)));
-  const outputs = Object.fromEntries(graph.outputs);
-  return { program: await runtime.load(model, { ...options, inputs, outputs }), outputs };
+  const io = { inputs: portsOf(graph, initializers), outputs: Object.fromEntries(graph.outputs) };
+  return runtime.load(model, { ...options, ...io });
+}
+
+/** Inputs that are not initializers. */
+const portsOf = (graph: Graph, initializers: NamedTensors = {}): Record<string, TensorSpec> =>
+  Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(initializers, name)));
+
+/** Options that speak of a graph's own inputs and outputs alone. */
+function optionsWithin(options: CompileOptions, { inputs, outputs }: Graph): CompileOptions {
+  const { initializers = {}, inPlace = [] } = options;
+  return {
+    ...options,
+    initializers: Object.fromEntries(Object.entries(initializers).filter(([name]) => inputs.has(name))),
+    inPlace: inPlace.filter(([input, output]) => inputs.has(input) && outputs.has(output)),
+  };
 }
 
 /** Programs by key, each traced and compiled at first use. */

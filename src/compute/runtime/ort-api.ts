@@ -100,6 +100,11 @@ export const ORT_API = {
     "status",
     ["handle", "memory", "size", "memory", "size", "int", "outHandle"],
   ],
+  CreateTensorWithDataAndDeleterAsOrtValue: [
+    292,
+    "status",
+    ["handle", "memory", "size", "memory", "size", "int", "outHandle"],
+  ],
   ReleaseValue: [96, "void", ["handle"]],
 
   CreateIoBinding: [134, "status", ["handle", "outHandle"]],

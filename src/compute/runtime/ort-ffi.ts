@@ -12,6 +12,7 @@ import type { Backend, Binding, NamedTensors, OnnxModel, Port, Session, SessionO
 import { dtypeFromOnnx } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import * as ort from "./ort-api.ts";
+import { Lender } from "./ort-lent.ts";
 import { buildModel } from "./ort-model.ts";
 import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
 
@@ -145,21 +146,27 @@ export function ffiBackend(): Backend {
   };
 }
 
-/** An OrtValue over the tensor's memory, which it does not keep alive; to be released by the caller. */
-function createValue({ api, memoryInfo }: Native, where: string, tensor: DeviceTensor): ort.Handle {
+/**
+ * An OrtValue over the tensor's memory, which it does not keep alive; to be released by the caller.
+ * @param lent  who lends the memory, and what is called when nobody reads it any more
+ */
+function createValue(
+  { api, memoryInfo }: Native,
+  where: string,
+  tensor: DeviceTensor,
+  lent?: { readonly lender: Lender; readonly returned: () => void },
+): ort.Handle {
   const { data, shape, dtype } = tensor;
   const address = koffi.address(data.buffer) + BigInt(data.byteOffset);
   const dims = BigInt64Array.from(shape, BigInt);
+  const rest = [address, data.byteLength, dims, dims.length, ELEMENT_TYPE[dtype]] as const;
+  if (lent === undefined) {
+    return create(api, where, (out) => api.CreateTensorWithDataAsOrtValue(memoryInfo, ...rest, out));
+  }
+  const { lender, returned } = lent;
+  lender.lend(address, returned);
   return create(api, where, (out) =>
-    api.CreateTensorWithDataAsOrtValue(
-      memoryInfo,
-      address,
-      data.byteLength,
-      dims,
-      dims.length,
-      ELEMENT_TYPE[dtype],
-      out,
-    ),
+    api.CreateTensorWithDataAndDeleterAsOrtValue(lender.address, ...rest, out),
   );
 }
 
@@ -168,8 +175,10 @@ async function createSession(native: Native, model: OnnxModel, options: SessionO
   const { where, initializers } = options;
   const settings = create(api, where, (out) => api.CreateSessionOptions(out));
   /** What the session reads for as long as it lives. */
-  const kept: unknown[] = [];
+  const kept = new Set<unknown>();
+  const lender = new Lender(native.memoryInfo);
   let built: ort.Handle = null;
+  let session: Session | undefined;
   try {
     check(api, where, api.SetIntraOpNumThreads(settings, options.threads));
     check(api, where, api.SetSessionGraphOptimizationLevel(settings, ort.ENABLE_ALL_OPTIMIZATIONS));
@@ -195,10 +204,13 @@ async function createSession(native: Native, model: OnnxModel, options: SessionO
             create: (call) => create(api, where, call),
             check: (each) => check(api, where, each),
             value: (name, tensor) => createValue(native, `${where}: initializer ${name}`, tensor),
+            lentValue: (name, tensor, returned) =>
+              createValue(native, `${where}: initializer ${name}`, tensor, { lender, returned }),
           },
           model.proto,
           initializers,
           kept,
+          options.returned ?? (() => {}),
         );
         editor.CreateSessionFromModel.async(env, built, settings, out, done);
       } else {
@@ -208,11 +220,21 @@ async function createSession(native: Native, model: OnnxModel, options: SessionO
       }
     });
     check(api, where, status);
-    return new FfiSession(native, where, out[0], kept);
+    session = new FfiSession(native, where, out[0], { kept, lender });
+    return session;
   } finally {
+    // What the session reads no more is given back here.
     if (built !== null) api.ReleaseModel(built);
     api.ReleaseSessionOptions(settings);
+    if (session === undefined) lender.dispose();
   }
+}
+
+interface SessionMemory {
+  /** What the session reads and knows only the address of. */
+  readonly kept: Set<unknown>;
+  /** Who lent it. */
+  readonly lender: Lender;
 }
 
 class FfiSession implements Session {
@@ -221,14 +243,13 @@ class FfiSession implements Session {
   readonly #native: Native;
   readonly #where: string;
   readonly #session: ort.Handle;
-  /** Memory that the session reads and knows only the address of. */
-  readonly #kept: unknown[];
+  readonly #memory: SessionMemory;
 
-  constructor(native: Native, where: string, session: ort.Handle, kept: unknown[]) {
+  constructor(native: Native, where: string, session: ort.Handle, memory: SessionMemory) {
     this.#native = native;
     this.#where = where;
     this.#session = session;
-    this.#kept = kept;
+    this.#memory = memory;
     this.inputs = this.#ports("Input");
     this.outputs = this.#ports("Output");
   }
@@ -283,7 +304,8 @@ class FfiSession implements Session {
 
   release(): void {
     this.#native.api.ReleaseSession(this.#session);
-    this.#kept.length = 0;
+    this.#memory.kept.clear();
+    this.#memory.lender.dispose();
   }
 
   /** The inputs or outputs as the model declares them. */

@@ -20,6 +20,8 @@ export interface ModelEditing {
   readonly check: (status: ort.Handle) => void;
   /** A value over memory, to be released by the caller. */
   readonly value: (name: string, tensor: DeviceTensor) => ort.Handle;
+  /** The same over memory that is lent: `returned` is called when nobody reads it any more. */
+  readonly lentValue: (name: string, tensor: DeviceTensor, returned: () => void) => ort.Handle;
 }
 
 /** Smaller initializers the model editor wants for its own: shapes may be worked out from them. */
@@ -75,16 +77,18 @@ function ownTensor({ dims, dataType, rawData }: TensorProto): DeviceTensor {
 
 /**
  * The model over the tensors given as its external initializers.
- * @param kept  takes what must be kept alive for as long as a session of the model lives
+ * @param kept  takes what must be kept alive for as long as a session of the model lives, and loses what is read no more
+ * @param returned  called with the name of each initializer that is read no more, once the model or the session is released
  * @returns  to be released by the caller
  */
 export function buildModel(
   editing: ModelEditing,
   { graph, opsetImport }: ModelProto,
   initializers: NamedTensors,
-  kept: unknown[],
+  kept: Set<unknown>,
+  returned: (name: string) => void,
 ): ort.Handle {
-  const { api, editor, create, check, value } = editing;
+  const { api, editor, create, check, value, lentValue } = editing;
   // What a handle is given to owns it from then on, and frees it when the call fails or the model goes.
   const built = create((out) => editor.CreateGraph(out));
   let model: ort.Handle = null;
@@ -97,9 +101,15 @@ export function buildModel(
       const { name } = initializer;
       const given = initializer.dataLocation === 1 ? initializers[name] : undefined;
       const tensor = given ?? ownTensor(initializer);
-      kept.push(tensor.data);
+      const { data } = tensor;
+      kept.add(data);
       const inPlace = given !== undefined && given.data.byteLength >= SMALLEST_IN_PLACE;
-      check(editor.AddInitializerToGraph(built, name, value(name, tensor), inPlace ? 1 : 0));
+      const read = (): void => {
+        kept.delete(data);
+        if (given !== undefined) returned(name);
+      };
+      const made = inPlace ? lentValue(name, tensor, read) : value(name, tensor);
+      check(editor.AddInitializerToGraph(built, name, made, inPlace ? 1 : 0));
     }
     for (const node of graph.node) {
       const own = attributes(editing, node);

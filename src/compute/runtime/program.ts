@@ -26,6 +26,11 @@ export interface ProgramIO {
    */
   readonly initializers?: NamedTensors;
   /**
+   * Told of each initializer that is read no more, once the program is loaded, where the backend knows: what was laid out anew is. Of the
+   * others when the program is disposed of.
+   */
+  readonly returned?: (name: string) => void;
+  /**
    * `[input, output]` pairs that may share memory: only for operators that promise to update in place, as attention
    * does with its cache. Any other output over an input is refused, because kernels read what others have overwritten. Two
    * outputs may be in place over one input where the operator writes the same numbers to both: attention over a latent
@@ -157,7 +162,9 @@ class LoadedProgram implements Program {
   constructor(name: string, session: Session, io: ProgramIO, all: Set<OwnedSession>) {
     this.name = name;
     this.#session = session;
-    this.#io = io;
+    // Not its initializers: they are the session's now.
+    const { inputs, outputs, inPlace = [], open = [] } = io;
+    this.#io = { inputs, outputs, inPlace, open };
     this.#owned = new OwnedSession(session, all);
     forgotten.register(this, this.#owned, this);
   }
@@ -165,9 +172,7 @@ class LoadedProgram implements Program {
   bind(inputs: NamedTensors, outputs: NamedTensors): Call {
     const where = `program "${this.name}"`;
     expectLive(where, this.#owned.session);
-    const { open = [] } = this.#io;
-    const sizes = open.map((each) => openSize(each, this.#io.inputs, inputs) ?? each);
-    const closed = (specs: ProgramIO["inputs"]) => closeSpecs(specs, open, sizes);
+    const closed = closer(this.#io, inputs);
     checkTensors(where, "input", closed(this.#io.inputs), inputs);
     checkTensors(where, "output", closed(this.#io.outputs), outputs);
     checkOverlap(where, this.#io.inPlace ?? [], inputs, outputs);
@@ -359,21 +364,22 @@ function openSize(
   return undefined;
 }
 
-/** Specs with sizes for the open ones and their multiples. */
-function closeSpecs(
-  specs: Readonly<Record<string, TensorSpec>>,
-  open: readonly number[],
-  sizes: readonly number[],
-): Readonly<Record<string, TensorSpec>> {
-  if (open.length === 0) return specs;
+/** Gives specs the sizes that open ones, and their multiples, have in a call's inputs. */
+export function closer(
+  { inputs: specs, open = [] }: Pick<ProgramIO, "inputs" | "open">,
+  inputs: NamedTensors,
+): (specs: Readonly<Record<string, TensorSpec>>) => Readonly<Record<string, TensorSpec>> {
+  if (open.length === 0) return (same) => same;
+  const sizes = open.map((each) => openSize(each, specs, inputs) ?? each);
   // By the size that was declared: what stands for one open size may be a multiple of another.
   const close = (n: number): number =>
     n === 0
       ? n
       : open.reduce((closed, each, i) => (n % each === 0 ? (closed / each) * sizes[i]! : closed), n);
-  return Object.fromEntries(
-    Object.entries(specs).map(([name, { dtype, shape }]) => [name, { dtype, shape: shape.map(close) }]),
-  );
+  return (declared) =>
+    Object.fromEntries(
+      Object.entries(declared).map(([name, { dtype, shape }]) => [name, { dtype, shape: shape.map(close) }]),
+    );
 }
 
 /** Holds the tensors of a binding against the declared specs. */

@@ -151,6 +151,7 @@ export class Runtime {
       where,
       threads: Math.min(io.threads ?? this.threads, this.threads),
       initializers: io.initializers ?? {},
+      ...(io.returned === undefined ? {} : { returned: io.returned }),
       ...(this.#profile === undefined ? {} : { profile: `${this.#profile}-${number}` }),
     });
     const program = createProgram(name, session, io, this.#sessions);

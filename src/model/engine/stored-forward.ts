@@ -10,6 +10,7 @@ import { dequantize } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache } from "../../compute/runtime/jit.ts";
+import { freeGarbage } from "../../compute/runtime/memory.ts";
 import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { DType } from "../../compute/tensor/dtype.ts";
@@ -40,6 +41,11 @@ export interface StoredOptions {
    * @default "i8"
    */
   readonly activations?: Quantization["activations"];
+  /**
+   * Whether the weights are the engine's own, which it then frees as soon as the runtime has laid them out anew: nobody else can use
+   * them any more. @default false
+   */
+  readonly taken?: boolean;
 }
 
 /** Tokens of a prompt that are run at once: what they are on the way stays in a core's cache. */
@@ -69,6 +75,11 @@ function openSizesFor(limit: number, specs: Iterable<TensorSpec>): [number, numb
   invariant(found.length === 2, `two primes below ${limit} divide no size of the model`);
   return found as [number, number];
 }
+
+/** Programs that one is cut into where that saves memory: most of it at most is a stage's weights as they were and as they are laid out. */
+const STAGES = 2;
+/** Garbage to wait for before it is collected. */
+const COLLECTED_BYTES = 24 * 2 ** 20;
 
 /** Below this an ArrayBuffer may lie within V8's heap, and move. */
 const SMALL_BYTES = 4096;
@@ -104,6 +115,9 @@ export class StoredForward implements Forward {
   readonly #programs: ProgramCache;
   readonly #weights: StoredWeights;
   readonly #inputs: Readonly<Record<string, DeviceTensor>>;
+  readonly #taken: boolean;
+  /** Bytes of weights that are read no more, since garbage was collected. */
+  #released = 0;
   readonly #activations: Quantization["activations"];
   readonly #decoders = new Map<number, Decoder>();
   /** Of all slots; a batch uses the first rows. */
@@ -121,6 +135,7 @@ export class StoredForward implements Forward {
     this.#weights = options.weights;
     this.#inputs = weightInputs(runtime, this.#weights);
     this.#activations = options.activations ?? "i8";
+    this.#taken = options.taken ?? false;
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
     // Laying out the weights takes a while, in which others may do their part; whoever runs it first is told what is wrong.
     this.#program().catch(() => {});
@@ -198,9 +213,26 @@ export class StoredForward implements Forward {
         const decoded = architectureOf(this.#config).decode(this.#traced(x), inputs, x, this.#config);
         return { logits: decoded.logits, ...decoded.caches };
       });
-      return { graph, options: { initializers: this.#inputs, inPlace: cachePairs(specs), open: [B, T] } };
+      const options = { initializers: this.#inputs, inPlace: cachePairs(specs), open: [B, T] };
+      if (!this.#taken) return { graph, options };
+      const returned = (name: string): void => this.#release(this.#inputs[name]!);
+      return { graph, options: { ...options, returned, stages: STAGES } };
     });
     return program;
+  }
+
+  /** Gives up a tensor's memory, whoever else may still know of it. */
+  #release(tensor: DeviceTensor): void {
+    if (tensor.disposed) return;
+    const { buffer, byteLength } = tensor.data;
+    // What is handed over is gone from everywhere else, and nobody keeps what it is handed to.
+    if (buffer instanceof ArrayBuffer && buffer.byteLength === byteLength)
+      structuredClone(buffer, { transfer: [buffer] });
+    tensor.dispose();
+    this.#released += byteLength;
+    if (this.#released < COLLECTED_BYTES) return;
+    freeGarbage();
+    this.#released = 0;
   }
 
   /** Weights as the architecture takes them: matrices of whole numbers are the floats they stand for. */

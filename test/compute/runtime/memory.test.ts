@@ -29,7 +29,7 @@ vi.mock("../../../src/compute/runtime/ort-api.ts", async (original) => {
     for (const given of [args[GIVEN[name] ?? -1]].flat()) live.delete(given as bigint);
     const out = args.findLast((arg) => Array.isArray(arg)) as [Handle] | undefined;
     if (name.startsWith("Create") && out?.[0])
-      live.set(out[0], name.replace(/^Create|From(?:Array|Model)|WithDataAsOrtValue/g, ""));
+      live.set(out[0], name.replace(/^Create|From(?:Array|Model)|WithData(?:AndDeleter)?AsOrtValue/g, ""));
   };
   /** The function with every object it creates, takes or releases written down. */
   const watched = (name: string, call: OrtApi["CreateSessionFromArray"]) =>

@@ -97,6 +97,30 @@ describe.each(["ffi", "node"] as const)("%s", async (backend) => {
     }
   });
 
+  test("initializers that are laid out anew are given back, and read no more", async () => {
+    const io = { inputs: { x: spec("f32", 8, 64) }, outputs: { y: spec("f32", 8, 64) } };
+    const external = { packed: spec("f32", 64, 64), read: spec("f32", 64) };
+    const nodes = [node("MatMul", ["x", "packed"], ["h"]), node("Add", ["h", "read"], ["y"])];
+    const initializers = {
+      packed: runtime.tensor("f32", [64, 64], new Float32Array(64 * 64).fill(1)),
+      read: runtime.tensor("f32", [64], new Float32Array(64).fill(1)),
+    };
+    const gone: string[] = [];
+    const returned = (name: string): void => {
+      gone.push(name);
+      initializers[name as "packed"].data.fill(Number.NaN);
+    };
+    const program = await runtime.load(onnx({ ...io, external, nodes }), { ...io, initializers, returned });
+    // onnxruntime-node copies all of them, and does not say so.
+    expect(gone).toEqual(backend === "ffi" ? ["packed"] : []);
+    const x = runtime.tensor("f32", [8, 64], new Float32Array(8 * 64).fill(2));
+    const y = runtime.tensor("f32", [8, 64]);
+    await program.bind({ x }, { y }).run();
+    expect(y.data.every((value) => value === 129)).toBe(true);
+    program.dispose();
+    expect(gone).toEqual(backend === "ffi" ? ["packed", "read"] : []);
+  });
+
   test("a model that ONNX Runtime refuses is an error with its reason", async () => {
     const io = { inputs: { x: spec("f32", 2) }, outputs: { y: spec("f32", 2) } };
     const model = onnx({ ...io, nodes: [node("NoSuchOperator", ["x"], ["y"])] });

@@ -5,7 +5,7 @@ import { type HostArray, hostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
 import { type Shape, sizeOf } from "../../../src/compute/tensor/shape.ts";
 import { type LlamaConfig, llamaParameters } from "../../../src/model/arch/llama.ts";
-import type { StoredWeight } from "../../../src/model/arch/stored.ts";
+import type { QuantizedMatrix, StoredWeight } from "../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../src/model/checkpoint/gguf/dequantize.ts";
 import { nBitsOperands } from "../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import { layoutOf } from "../../../src/model/checkpoint/gguf/types.ts";
@@ -227,5 +227,41 @@ describe("an engine of stored weights", () => {
       { slots: 1 },
     );
     expect(() => ours.adopt({})).toThrow("an engine of stored weights adopts no others");
+  });
+});
+
+describe("weights that the engine may take", () => {
+  const both = () => twins(CONFIG, (name) => (name.includes("mlp") ? "Q8_0" : "Q4_1"));
+  const engineOver = (weights: Twins["stored"], taken: boolean): Engine => {
+    const engine = new Engine(runtime, CONFIG, { slots: 2, stored: { weights, taken } });
+    engines.push(engine);
+    return engine;
+  };
+
+  it("say the same, to the bit", async () => {
+    const { stored } = both();
+    const kept = await engineOver(stored, false).generate(requests, OPTIONS);
+    expect(await engineOver(stored, true).generate(requests, OPTIONS)).toEqual(kept);
+  });
+
+  it("are freed once they are laid out anew, and only then", async () => {
+    const { stored } = both();
+    const bytes = (name: string, part: "codes" | "scales"): number =>
+      (stored[name] as QuantizedMatrix)[part].data.byteLength;
+    const matrix = "model.layers.0.mlp.down_proj.weight";
+    const before = bytes(matrix, "codes");
+    const engine = engineOver(stored, true);
+    await engine.generate(requests.slice(0, 1), OPTIONS);
+    expect([before > 4096, bytes(matrix, "codes")]).toEqual([true, 0]);
+    // The embedding is also read a row at a time.
+    expect(bytes(EMBEDDING, "codes")).toBeGreaterThan(0);
+    await engine.generate(requests, OPTIONS);
+  });
+
+  it("stay where they are not given away", async () => {
+    const { stored } = both();
+    const copies = structuredClone(stored);
+    await engineOver(stored, false).generate(requests.slice(0, 1), OPTIONS);
+    expect(stored).toEqual(copies);
   });
 });
