@@ -19,8 +19,8 @@ const QUICK: FreshRunConfig = {
   threads: availableParallelism(),
   model: sizesOf(4),
   pretrain: {
-    steps: 1250,
-    rows: 13,
+    steps: 1160,
+    rows: 14,
     rowLength: 224,
     rates: { adamW: 0.008, muon: 0.02 },
     schedule: { warmup: 50, decay: 0.5, final: 0.05 },
@@ -71,12 +71,12 @@ const QUICK: FreshRunConfig = {
 const R1: FreshRunConfig = {
   ...QUICK,
   pretrain: { ...QUICK.pretrain, steps: 300 },
-  sft: { ...QUICK.sft, steps: 1300, rates: { adamW: 0.004, muon: 0.015 } },
+  sft: { ...QUICK.sft, steps: 1100, rates: { adamW: 0.004, muon: 0.015 } },
   // After a cold start few prompts are answered now right and now wrong, and only those teach: more are drawn until there are enough. What
   // it can do is soon undone: at the rate that R1-Zero learns with, accuracy fell from 90 to 86 %.
   rl: {
     ...QUICK.rl,
-    steps: 80,
+    steps: 60,
     maxNewTokens: 160,
     klBeta: 0,
     resampleAttempts: 4,
