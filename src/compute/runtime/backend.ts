@@ -52,6 +52,8 @@ export interface Backend {
   /** At least `bytes` zeroed bytes from `byteOffset` on, aligned as the backend's kernels like it. */
   allocate(bytes: number): { readonly buffer: ArrayBuffer; readonly byteOffset: number };
   load(model: OnnxModel, options: SessionOptions): Promise<Session>;
+  /** Gives memory that was freed back to the system, where it would be kept for what comes next. */
+  readonly trim?: () => void;
 }
 
 /** An ONNX model, and its bytes, which are written when they are asked for. */

@@ -143,7 +143,19 @@ export function ffiBackend(): Backend {
       return { buffer, byteOffset: misaligned === 0 ? 0 : ALIGNMENT - misaligned };
     },
     load: (model, options) => createSession(native, model, options),
+    trim: trimmer(),
   };
+}
+
+/** glibc keeps what is freed unless it is told; others do without. */
+function trimmer(): () => void {
+  if (process.platform !== "linux" || isMusl()) return () => {};
+  try {
+    const trim = koffi.load("libc.so.6").func("malloc_trim", "int", ["size_t"]);
+    return () => trim(0);
+  } catch {
+    return () => {};
+  }
 }
 
 /**

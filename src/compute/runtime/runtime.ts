@@ -18,6 +18,7 @@ import { BYTES, type DType, typedArray } from "../tensor/dtype.ts";
 import { type Shape, sizeOf } from "../tensor/shape.ts";
 import { type Backend, OnnxModel } from "./backend.ts";
 import { DeviceTensor, type Elements } from "./device-tensor.ts";
+import { collectGarbage } from "./memory.ts";
 import { SUPPORTED_PLATFORMS } from "./platform.ts";
 import {
   checkInitializers,
@@ -158,6 +159,12 @@ export class Runtime {
     if (this.#disposed) program.dispose();
     this.#expectLive();
     return program;
+  }
+
+  /** Frees what nobody uses any more now, and gives it back to the system: for many megabytes at once. */
+  freeGarbage(): void {
+    collectGarbage();
+    this.#backend.trim?.();
   }
 
   /** Disposes of every program; tensors go with their last reference. */

@@ -10,7 +10,6 @@ import { dequantize } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import { ProgramCache } from "../../compute/runtime/jit.ts";
-import { freeGarbage } from "../../compute/runtime/memory.ts";
 import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { DType } from "../../compute/tensor/dtype.ts";
@@ -231,7 +230,7 @@ export class StoredForward implements Forward {
     tensor.dispose();
     this.#released += byteLength;
     if (this.#released < COLLECTED_BYTES) return;
-    freeGarbage();
+    this.#runtime.freeGarbage();
     this.#released = 0;
   }
 
