@@ -45,30 +45,25 @@ export async function compile(
   checkGraph(graph);
   const { stages = 1, initializers = {}, open, name = "program" } = options;
   const outputs = Object.fromEntries(graph.outputs);
-  if (stages === 1) return { program: await load(runtime, graph, options), outputs };
+  if (stages === 1) return { program: (await load(runtime, graph, options)).program, outputs };
   const bytes = (input: string): number => initializers[input]?.data.byteLength ?? 0;
   const graphs = cutGraph(graph, bytes, stages);
   /** Stages that read an initializer. */
   const readers = new Map<string, number>();
-  for (const name of graphs.flatMap(({ inputs }) => [...inputs.keys()])) {
-    readers.set(name, (readers.get(name) ?? 0) + 1);
+  for (const input of graphs.flatMap(({ inputs }) => [...inputs.keys()])) {
+    readers.set(input, (readers.get(input) ?? 0) + 1);
   }
-  const returned = (name: string): void => {
-    const left = readers.get(name)! - 1;
-    readers.set(name, left);
-    if (left === 0) options.returned?.(name);
+  const returned = (input: string): void => {
+    const left = readers.get(input)! - 1;
+    readers.set(input, left);
+    if (left === 0) options.returned?.(input);
   };
   const loaded: Stage[] = [];
   try {
     for (const [i, each] of graphs.entries()) {
       checkGraph(each);
-      const own = {
-        ...optionsWithin(options, each),
-        returned,
-        name: `${name}, ${i + 1} of ${graphs.length}`,
-      };
-      const io = { inputs: portsOf(each, own.initializers), outputs: Object.fromEntries(each.outputs) };
-      loaded.push({ program: await load(runtime, each, own), io });
+      const ordinal = `${name}, ${i + 1} of ${graphs.length}`;
+      loaded.push(await load(runtime, each, { ...optionsWithin(options, each), returned, name: ordinal }));
     }
   } catch (error) {
     for (const { program } of loaded) program.dispose();
@@ -78,18 +73,18 @@ export async function compile(
   return { program: new StagedProgram(name, runtime, loaded, io), outputs };
 }
 
-async function load(runtime: Runtime, graph: Graph, options: CompileOptions): Promise<Program> {
+async function load(runtime: Runtime, graph: Graph, options: CompileOptions): Promise<Stage> {
   const { initializers = {}, open } = options;
   const model = lowerToOnnx(graph, {
     initializers: new Set(Object.keys(initializers)),
     ...(open === undefined ? {} : { open }),
   });
   const io = { inputs: portsOf(graph, initializers), outputs: Object.fromEntries(graph.outputs) };
-  return runtime.load(model, { ...options, ...io });
+  return { program: await runtime.load(model, { ...options, ...io }), io };
 }
 
 /** Inputs that are not initializers. */
-const portsOf = (graph: Graph, initializers: NamedTensors = {}): Record<string, TensorSpec> =>
+const portsOf = (graph: Graph, initializers: NamedTensors): Record<string, TensorSpec> =>
   Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(initializers, name)));
 
 /** Options that speak of a graph's own inputs and outputs alone. */

@@ -215,9 +215,13 @@ async function createSession(native: Native, model: OnnxModel, options: SessionO
             editor,
             create: (call) => create(api, where, call),
             check: (each) => check(api, where, each),
-            value: (name, tensor) => createValue(native, `${where}: initializer ${name}`, tensor),
-            lentValue: (name, tensor, returned) =>
-              createValue(native, `${where}: initializer ${name}`, tensor, { lender, returned }),
+            value: (name, tensor, returned) =>
+              createValue(
+                native,
+                `${where}: initializer ${name}`,
+                tensor,
+                returned === undefined ? undefined : { lender, returned },
+              ),
           },
           model.proto,
           initializers,

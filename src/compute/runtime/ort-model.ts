@@ -18,10 +18,8 @@ export interface ModelEditing {
   readonly create: (call: (out: [ort.Handle]) => ort.Handle) => ort.Handle;
   /** @throws RuntimeError for a failure */
   readonly check: (status: ort.Handle) => void;
-  /** A value over memory, to be released by the caller. */
-  readonly value: (name: string, tensor: DeviceTensor) => ort.Handle;
-  /** The same over memory that is lent: `returned` is called when nobody reads it any more. */
-  readonly lentValue: (name: string, tensor: DeviceTensor, returned: () => void) => ort.Handle;
+  /** A value over memory, to be released by the caller; `returned`, where it is given, is called when nobody reads that any more. */
+  readonly value: (name: string, tensor: DeviceTensor, returned?: () => void) => ort.Handle;
 }
 
 /** Smaller initializers the model editor wants for its own: shapes may be worked out from them. */
@@ -88,7 +86,7 @@ export function buildModel(
   kept: Set<unknown>,
   returned: (name: string) => void,
 ): ort.Handle {
-  const { api, editor, create, check, value, lentValue } = editing;
+  const { api, editor, create, check, value } = editing;
   // What a handle is given to owns it from then on, and frees it when the call fails or the model goes.
   const built = create((out) => editor.CreateGraph(out));
   let model: ort.Handle = null;
@@ -104,11 +102,11 @@ export function buildModel(
       const { data } = tensor;
       kept.add(data);
       const inPlace = given !== undefined && given.data.byteLength >= SMALLEST_IN_PLACE;
-      const read = (): void => {
+      const readNoMore = (): void => {
         kept.delete(data);
-        if (given !== undefined) returned(name);
+        returned(name);
       };
-      const made = inPlace ? lentValue(name, tensor, read) : value(name, tensor);
+      const made = value(name, tensor, inPlace ? readNoMore : undefined);
       check(editor.AddInitializerToGraph(built, name, made, inPlace ? 1 : 0));
     }
     for (const node of graph.node) {

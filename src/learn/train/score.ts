@@ -17,11 +17,13 @@ export class Scorer {
   readonly #runtime: Runtime;
   readonly #config: ModelConfig;
   readonly #programs: ProgramCache;
+  readonly #shards: number;
 
   constructor(runtime: Runtime, config: ModelConfig) {
     this.#runtime = runtime;
     this.#config = config;
     this.#programs = new ProgramCache(runtime);
+    this.#shards = shardsOf(config);
   }
 
   /**
@@ -33,7 +35,7 @@ export class Scorer {
     batch: PackedBatch,
     temperature: number,
   ): Promise<Float32Array> {
-    const shards = divideRows(batch, shardsOf(this.#config));
+    const shards = divideRows(batch, this.#shards);
     const parts = await eachShard(this.#runtime, shards, (part) =>
       this.#scoreShard(weights, part, temperature),
     );
@@ -67,7 +69,7 @@ export class Scorer {
         const { hidden, head } = architectureOf(this.#config).train(x, rows, this.#config);
         return { logp: fromHidden(hidden, head, { learns: false }).logp(targets, x["temperature"]!) };
       }),
-      options: { threads: threadsOfShard(this.#runtime, shardsOf(this.#config)) },
+      options: { threads: threadsOfShard(this.#runtime, this.#shards) },
     }));
     const inputs = tensorsOf(this.#runtime, integers) as Record<string, DeviceTensor<"i32">>;
     for (const name of BATCH_INPUTS) inputs[name]!.data.set(batch[name].data);

@@ -1,15 +1,12 @@
 /** On its own, because what it guards against ends the process. */
 
 import { setTimeout } from "node:timers/promises";
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { expect, test } from "vitest";
+import { collectGarbage } from "../../../src/compute/runtime/memory.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { node, onnx, spec } from "./models.ts";
 
 test("the native library stays loaded when garbage is collected", async () => {
-  setFlagsFromString("--expose-gc");
-  const collectGarbage = runInNewContext("gc") as () => void;
   using runtime = await Runtime.create({ backend: "ffi", threads: 1 });
   for (let round = 0; round < 10; round++) {
     collectGarbage();

@@ -1,14 +1,10 @@
 /** Nothing that is disposed of, or forgotten, stays in memory. */
 
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { expect, test, vi } from "vitest";
+import { collectGarbage } from "../../../src/compute/runtime/memory.ts";
 import type { Handle, OrtApi } from "../../../src/compute/runtime/ort-api.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { node, onnx, spec } from "./models.ts";
-
-setFlagsFromString("--expose-gc");
-const collectGarbage = runInNewContext("gc") as () => void;
 
 /** Native objects that were created and not yet released, by kind. */
 const live = vi.hoisted(() => new Map<bigint, string>());

@@ -1,8 +1,24 @@
-/** Batches for tests of training, from a seed. */
+/** A model and batches for tests of training, from a seed. */
 
 import { Random } from "../../../src/compute/tensor/random.ts";
 import type { PolicyLossName } from "../../../src/learn/train/losses.ts";
 import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
+
+/** Small enough that every weight can be moved by itself. */
+export const SMALL: LlamaConfig = {
+  vocabSize: 7,
+  hiddenSize: 8,
+  intermediateSize: 6,
+  layers: 1,
+  heads: 2,
+  kvHeads: 1,
+  headDim: 4,
+  rmsNormEpsilon: 1e-5,
+  ropeTheta: 1e4,
+  maxPositions: 32,
+  tieEmbeddings: false,
+};
 
 /** Random tokens, each weighing 1/total so that the loss is their mean. */
 export function randomSequences(

@@ -5,24 +5,11 @@ import type { PackedBatch } from "../../../src/learn/train/pack.ts";
 import { Scorer } from "../../../src/learn/train/score.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "../../../src/learn/train/shards.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
-import { initializeLlama, type LlamaConfig } from "../../../src/model/arch/llama.ts";
-import { batchOf, randomSequences } from "./batches.ts";
+import { initializeLlama } from "../../../src/model/arch/llama.ts";
+import { batchOf, randomSequences, SMALL } from "./batches.ts";
 
-const CONFIG: LlamaConfig = {
-  vocabSize: 7,
-  hiddenSize: 8,
-  intermediateSize: 6,
-  layers: 1,
-  heads: 2,
-  kvHeads: 1,
-  headDim: 4,
-  rmsNormEpsilon: 1e-5,
-  ropeTheta: 1e4,
-  maxPositions: 32,
-  tieEmbeddings: false,
-};
 const LENGTHS = [6, 3, 8, 2, 5];
-const sequences = randomSequences(1, LENGTHS, CONFIG.vocabSize);
+const sequences = randomSequences(1, LENGTHS, SMALL.vocabSize);
 const rowsOf = (...rows: number[]): PackedBatch =>
   batchOf(
     sequences,
@@ -81,8 +68,8 @@ describe("eachShard", () => {
 
   it("divides the threads", () => {
     expect([1, 2, 5].map((threads) => threadsOfShard({ threads } as Runtime, 2))).toEqual([1, 1, 2]);
-    expect(shardsOf(CONFIG)).toBe(2);
-    expect(shardsOf({ ...CONFIG, vocabSize: 2 ** 22 })).toBe(1);
+    expect(shardsOf(SMALL)).toBe(2);
+    expect(shardsOf({ ...SMALL, vocabSize: 2 ** 22 })).toBe(1);
   });
 });
 
@@ -90,13 +77,13 @@ describe("eachShard", () => {
 async function trained(threads: number): Promise<{ weights: number[]; losses: number[]; logp: number[] }> {
   const runtime = await Runtime.create({ threads });
   try {
-    const trainer = Trainer.create(runtime, CONFIG, initializeLlama(CONFIG, 1));
+    const trainer = Trainer.create(runtime, SMALL, initializeLlama(SMALL, 1));
     const losses: number[] = [];
     for (const batches of [[ALL], [rowsOf(2), rowsOf(0, 1), rowsOf(3, 4)], [rowsOf(0, 1), rowsOf(2)]]) {
       for (const batch of batches) losses.push((await trainer.accumulate(CROSS_ENTROPY, batch)).loss);
       await trainer.apply({ adamW: 0.01, muon: 0.02 });
     }
-    const scorer = new Scorer(runtime, CONFIG);
+    const scorer = new Scorer(runtime, SMALL);
     const logp = [...(await scorer.score(trainer.weights(), ALL, 1))];
     const weights = Object.values(trainer.snapshot()).flatMap(({ data }) => [...data]);
     await scorer.dispose();
@@ -118,7 +105,7 @@ describe("training in shards", () => {
   it("counts every row once, however many each shard has", async () => {
     const runtime = await Runtime.create({ threads: 2 });
     const gradientsOf = async (batches: readonly PackedBatch[]): Promise<number[]> => {
-      const trainer = Trainer.create(runtime, CONFIG, initializeLlama(CONFIG, 1));
+      const trainer = Trainer.create(runtime, SMALL, initializeLlama(SMALL, 1));
       for (const batch of batches) await trainer.accumulate(CROSS_ENTROPY, batch);
       const gradients = Object.values(trainer.gradients()).flatMap(({ data }) => [...data]);
       await trainer.dispose();

@@ -1,11 +1,10 @@
-import { setFlagsFromString } from "node:v8";
-import { runInNewContext } from "node:vm";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConfigError, NumericError } from "../../../src/base/errors.ts";
 import type { Value } from "../../../src/compute/graph/ir.ts";
 import { add, sqrt, sub, sum } from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { interpretWide } from "../../../src/compute/runtime/interpreter.ts";
+import { collectGarbage } from "../../../src/compute/runtime/memory.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
@@ -13,24 +12,10 @@ import { CROSS_ENTROPY, type Loss, POLICY_LOSSES, policyLoss } from "../../../sr
 import type { PackedBatch } from "../../../src/learn/train/pack.ts";
 import { fromLogits } from "../../../src/learn/train/predictions.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
-import { initializeLlama, type LlamaConfig, llamaTrain } from "../../../src/model/arch/llama.ts";
+import { initializeLlama, llamaTrain } from "../../../src/model/arch/llama.ts";
 import { createEngine, expectAllClose, specsOf, type Tolerance } from "../../compute/harness.ts";
-import { batchOf, POLICY_SCALARS, policySequences, randomSequences } from "./batches.ts";
+import { batchOf, POLICY_SCALARS, policySequences, randomSequences, SMALL } from "./batches.ts";
 
-/** Small enough that every weight can be moved by itself. */
-const SMALL: LlamaConfig = {
-  vocabSize: 7,
-  hiddenSize: 8,
-  intermediateSize: 6,
-  layers: 1,
-  heads: 2,
-  kvHeads: 1,
-  headDim: 4,
-  rmsNormEpsilon: 1e-5,
-  ropeTheta: 1e4,
-  maxPositions: 32,
-  tieEmbeddings: false,
-};
 const RATES = { adamW: 0.01, muon: 0.02 };
 
 /** Sums in another order: float32 rounds at 6e-8 an operation, some tens of which meet in a gradient. */
@@ -388,8 +373,6 @@ it("scalars change from step to step without another program, and count", async 
 });
 
 it("memory stays flat over 2,000 steps of training", async () => {
-  setFlagsFromString("--expose-gc");
-  const collectGarbage = runInNewContext("gc") as () => void;
   const rss = () => {
     collectGarbage();
     return process.memoryUsage().rss;
