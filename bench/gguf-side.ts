@@ -115,7 +115,8 @@ function compile(): Promise<unknown> {
 
 /** Starts a side. @param module  a file beside this one */
 export async function startSide(module: string, threads: number): Promise<SideProcess> {
-  await (compiled ??= compile());
+  compiled ??= compile();
+  await compiled;
   const file = new URL(`../dist/bench/bench/${module.replace(/\.ts$/, ".js")}`, import.meta.url);
   const child = fork(fileURLToPath(file), [String(threads)]);
   const ready = await answerOf(child, () => {});
