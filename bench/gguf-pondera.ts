@@ -1,19 +1,27 @@
 /** Pondera on a GGUF file. */
 
+import { ConfigError } from "../src/base/errors.ts";
 import { Runtime } from "../src/compute/runtime/runtime.ts";
 import { cacheShapeOf } from "../src/model/arch/architecture.ts";
 import { architectureOf } from "../src/model/arch/models.ts";
-import { loadStoredModel, type StoredModel } from "../src/model/checkpoint/load.ts";
+import { loadStoredModel, type SourcedModel } from "../src/model/checkpoint/load.ts";
 import { Engine } from "../src/model/engine/engine.ts";
 import { StoredForward, type StoredOptions } from "../src/model/engine/stored-forward.ts";
 import { type Generated, type GgufSide, type LoadOptions, serveSide } from "./gguf-side.ts";
 import { isMain } from "./versus.ts";
 
+/** @throws ConfigError on a model whose matrices are floats */
+async function openFile(file: string): Promise<SourcedModel> {
+  const model = await loadStoredModel(file);
+  if ("source" in model) return model;
+  throw new ConfigError({ where: file, rule: "must hold blocks of whole numbers", got: "floats" });
+}
+
 export class PonderaSide implements GgufSide {
   readonly name = "Pondera";
   readonly #activations: StoredOptions["activations"];
   #runtime: Runtime | undefined;
-  #model: StoredModel | undefined;
+  #model: SourcedModel | undefined;
   #file = "";
   #positions = 0;
   #engine: Engine | undefined;
@@ -23,9 +31,8 @@ export class PonderaSide implements GgufSide {
     this.#activations = activations;
   }
 
-  #stored({ weights }: StoredModel): StoredOptions {
-    const taken = { weights, taken: true };
-    return this.#activations === undefined ? taken : { ...taken, activations: this.#activations };
+  #stored({ source: weights }: SourcedModel): StoredOptions {
+    return this.#activations === undefined ? { weights } : { weights, activations: this.#activations };
   }
 
   async start(threads: number): Promise<void> {
@@ -33,7 +40,7 @@ export class PonderaSide implements GgufSide {
   }
 
   async load({ file, sequences, positions }: LoadOptions): Promise<void> {
-    this.#model = await loadStoredModel(file);
+    this.#model = await openFile(file);
     this.#file = file;
     this.#positions = positions;
     this.#engine = new Engine(this.#runtime!, this.#model.config, {
@@ -41,7 +48,8 @@ export class PonderaSide implements GgufSide {
       maxPositions: positions,
       stored: this.#stored(this.#model),
     });
-    // Made when it is asked for; llama.cpp has its vocabulary by now.
+    // Made when it is asked for, here while the last weights are laid out; llama.cpp has its vocabulary by now.
+    await this.#engine.read;
     this.#model.tokenizer;
   }
 
@@ -72,7 +80,7 @@ export class PonderaSide implements GgufSide {
       this.#runtime!,
       config,
       caches,
-      this.#stored(await loadStoredModel(this.#file)),
+      this.#stored(await openFile(this.#file)),
     );
     const decoder = await forward.decoder(1);
     const logp: number[] = [];
@@ -80,7 +88,7 @@ export class PonderaSide implements GgufSide {
       decoder.ids[0] = ids[i]!;
       decoder.lengths[0] = i;
       decoder.total[0] = i + 1;
-      await decoder.call.run();
+      await decoder.run();
       const largest = decoder.logits.reduce((a, b) => Math.max(a, b), -Infinity);
       const mass = decoder.logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
       logp.push(decoder.logits[ids[i + 1]!]! - largest - Math.log(mass));

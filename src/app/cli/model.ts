@@ -7,14 +7,12 @@ import { z } from "zod";
 import { ConfigError, FileError, invariant } from "../../base/errors.ts";
 import { exists, recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
-import type { HostArray } from "../../compute/tensor/host.ts";
 import { findRun, type RunView, readRun } from "../../learn/train/run-folder.ts";
 import { HEAD_STEP } from "../../model/arch/llama.ts";
 import { architectureOf } from "../../model/arch/models.ts";
-import { isQuantizedMatrix, type StoredWeights } from "../../model/arch/stored.ts";
 import { isAdapterFolder } from "../../model/checkpoint/adapter.ts";
 import type { ModelFolder } from "../../model/checkpoint/folder.ts";
-import type { StoredModel } from "../../model/checkpoint/load.ts";
+import type { LoadedModel, StoredModel } from "../../model/checkpoint/load.ts";
 import { padHeads } from "../../model/checkpoint/pad-heads.ts";
 import { Engine, type TokenEngine } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
@@ -188,7 +186,7 @@ export function samplingFor(
 }
 
 /** A model with an engine that decodes it. */
-export interface OpenModel extends Omit<StoredModel, "weights"> {
+export interface OpenModel extends Omit<LoadedModel, "tensors"> {
   readonly engine: TokenEngine;
   /** What guessing ahead has come to, where it was asked for. */
   readonly guesses?: () => Guesses;
@@ -206,8 +204,6 @@ export interface OpenOptions {
   readonly speculate?: boolean;
 }
 
-type Floats = Readonly<Record<string, HostArray<"f32">>>;
-
 /** The same model in a form the engine decodes: heads that are too narrow are widened. */
 export function decodable({
   config,
@@ -215,9 +211,6 @@ export function decodable({
 }: Pick<ModelFolder, "config" | "tensors">): Pick<ModelFolder, "config" | "tensors"> {
   return config.modelType === "deepseek_v3" ? { config, tensors } : padHeads({ config, tensors }, HEAD_STEP);
 }
-
-const areFloats = (weights: StoredWeights): weights is Floats =>
-  !Object.values(weights).some(isQuantizedMatrix);
 
 /** @throws ConfigError unless the model has a head for the token after next */
 function checkDraft({ config }: Pick<ModelFolder, "config">): void {
@@ -245,21 +238,21 @@ export async function openModel(model: StoredModel, options: OpenOptions): Promi
     runtime.dispose();
   };
   const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
-  const { weights: _, ...text } = model;
+  const { source: _, tensors: __, ...text } = { source: undefined, tensors: undefined, ...model };
   return { ...text, engine, ...guesses, runtime, dispose };
 }
 
 function engineOf(
   runtime: Runtime,
-  { config, weights }: Pick<StoredModel, "config" | "weights">,
+  model: StoredModel,
   { slots, positions, speculate = false }: OpenOptions,
 ): Engine | SpeculatingEngine {
-  const maxPositions = Math.min(positions, config.maxPositions);
-  if (!areFloats(weights)) {
+  const maxPositions = Math.min(positions, model.config.maxPositions);
+  if ("source" in model) {
     invariant(!speculate, "a model that guesses ahead has floats");
-    return new Engine(runtime, config, { slots, maxPositions, stored: { weights, taken: true } });
+    return new Engine(runtime, model.config, { slots, maxPositions, stored: { weights: model.source } });
   }
-  const widened = decodable({ config, tensors: weights });
+  const widened = decodable(model);
   const engine = speculate
     ? new SpeculatingEngine(new Speculator(runtime, widened.config, { maxPositions }))
     : new Engine(runtime, widened.config, { slots, maxPositions });

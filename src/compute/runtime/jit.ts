@@ -4,7 +4,8 @@ import { cutGraph } from "../graph/cut.ts";
 import type { Graph, Value } from "../graph/ir.ts";
 import { checkGraph, type Outputs, trace } from "../graph/trace.ts";
 import { lowerToOnnx } from "../onnx/lower.ts";
-import type { TensorSpec } from "../tensor/shape.ts";
+import { BYTES } from "../tensor/dtype.ts";
+import { sizeOf, type TensorSpec } from "../tensor/shape.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
 import type { NamedTensors, Program } from "./program.ts";
 import type { Runtime } from "./runtime.ts";
@@ -23,11 +24,6 @@ export interface CompileOptions {
   readonly open?: readonly number[];
   /** See `ProgramIO.threads`. */
   readonly threads?: number;
-  /**
-   * Programs that it is cut into at most, loaded one after the other: what the first ones' initializers were laid out from is given back
-   * before the last ones' are. @default 1
-   */
-  readonly stages?: number;
 }
 
 /** A program and the specs of what it yields, so that a caller can make tensors for them. */
@@ -43,33 +39,88 @@ export async function compile(
   options: CompileOptions = {},
 ): Promise<Compiled> {
   checkGraph(graph);
-  const { stages = 1, initializers = {}, open, name = "program" } = options;
-  const outputs = Object.fromEntries(graph.outputs);
-  if (stages === 1) return { program: (await load(runtime, graph, options)).program, outputs };
-  const bytes = (input: string): number => initializers[input]?.data.byteLength ?? 0;
-  const graphs = cutGraph(graph, bytes, stages);
-  /** Stages that read an initializer. */
+  const { program } = await load(runtime, graph, options);
+  return { program, outputs: Object.fromEntries(graph.outputs) };
+}
+
+/** Stages whose initializers are laid out while those of the next are read: as many as keep two cores at work. */
+const AHEAD = 2;
+
+/** Initializers that are read when they are needed. */
+export interface LateInitializers {
+  readonly specs: Readonly<Record<string, TensorSpec>>;
+  /** Some of them; each is asked for once. */
+  read(names: readonly string[]): Promise<NamedTensors>;
+  /** Told once all are read and the last of them are being laid out. */
+  allRead?(): void;
+  /** See `ProgramIO.returned`. */
+  returned(name: string): void;
+}
+
+/**
+ * Lowers a graph and loads it as several programs, one after the other: while the initializers of one are laid out anew, those of the next
+ * are read, and what the first ones were laid out from is given back before the last ones are there.
+ * @param stages  programs at most
+ */
+export async function compileInStages(
+  runtime: Runtime,
+  graph: Graph,
+  stages: number,
+  late: LateInitializers,
+  options: Omit<CompileOptions, "initializers" | "returned"> = {},
+): Promise<Compiled> {
+  checkGraph(graph);
+  const { inPlace = [], open, name = "program" } = options;
+  const { specs } = late;
+  const weigh = (input: string): number => {
+    const spec = specs[input];
+    return spec === undefined ? 0 : sizeOf(spec.shape) * BYTES[spec.dtype];
+  };
+  const graphs = cutGraph(graph, weigh, stages);
+  const wanted = graphs.map(({ inputs }) =>
+    [...inputs.keys()].filter((input) => Object.hasOwn(specs, input)),
+  );
+  /** Stages that are still to read an initializer, and those that have been read for a later stage, too. */
   const readers = new Map<string, number>();
-  for (const input of graphs.flatMap(({ inputs }) => [...inputs.keys()])) {
-    readers.set(input, (readers.get(input) ?? 0) + 1);
-  }
+  for (const input of wanted.flat()) readers.set(input, (readers.get(input) ?? 0) + 1);
+  const shared = new Map<string, DeviceTensor>();
+  const read = async (names: readonly string[]): Promise<NamedTensors> => {
+    const tensors = await late.read(names.filter((input) => !shared.has(input)));
+    for (const input of names)
+      if (readers.get(input)! > 1) shared.set(input, shared.get(input) ?? tensors[input]!);
+    return Object.fromEntries(names.map((input) => [input, tensors[input] ?? shared.get(input)!]));
+  };
   const returned = (input: string): void => {
     const left = readers.get(input)! - 1;
     readers.set(input, left);
-    if (left === 0) options.returned?.(input);
+    if (left > 0) return;
+    shared.delete(input);
+    late.returned(input);
   };
-  const loaded: Stage[] = [];
+  const loading: Promise<Stage>[] = [];
+  let loaded: readonly Stage[];
   try {
     for (const [i, each] of graphs.entries()) {
       checkGraph(each);
-      const ordinal = `${name}, ${i + 1} of ${graphs.length}`;
-      loaded.push(await load(runtime, each, { ...optionsWithin(options, each), returned, name: ordinal }));
+      await loading[i - AHEAD];
+      const initializers = await read(wanted[i]!);
+      const { inputs, outputs } = each;
+      const pairs = inPlace.filter(([input, output]) => inputs.has(input) && outputs.has(output));
+      const own = { initializers, returned, inPlace: pairs, name: `${name}, ${i + 1} of ${graphs.length}` };
+      loading.push(load(runtime, each, { ...options, ...own }));
+      // Told of when all are waited for.
+      loading[i]!.catch(() => {});
     }
+    late.allRead?.();
+    loaded = await Promise.all(loading);
   } catch (error) {
-    for (const { program } of loaded) program.dispose();
+    for (const stage of await Promise.allSettled(loading)) {
+      if (stage.status === "fulfilled") stage.value.program.dispose();
+    }
     throw error;
   }
-  const io = { inputs: portsOf(graph, initializers), outputs, ...(open === undefined ? {} : { open }) };
+  const outputs = Object.fromEntries(graph.outputs);
+  const io = { inputs: portsOf(graph, specs), outputs, inPlace, ...(open === undefined ? {} : { open }) };
   return { program: new StagedProgram(name, runtime, loaded, io), outputs };
 }
 
@@ -84,18 +135,8 @@ async function load(runtime: Runtime, graph: Graph, options: CompileOptions): Pr
 }
 
 /** Inputs that are not initializers. */
-const portsOf = (graph: Graph, initializers: NamedTensors): Record<string, TensorSpec> =>
+const portsOf = (graph: Graph, initializers: Readonly<Record<string, unknown>>): Record<string, TensorSpec> =>
   Object.fromEntries([...graph.inputs].filter(([name]) => !Object.hasOwn(initializers, name)));
-
-/** Options that speak of a graph's own inputs and outputs alone. */
-function optionsWithin(options: CompileOptions, { inputs, outputs }: Graph): CompileOptions {
-  const { initializers = {}, inPlace = [] } = options;
-  return {
-    ...options,
-    initializers: Object.fromEntries(Object.entries(initializers).filter(([name]) => inputs.has(name))),
-    inPlace: inPlace.filter(([input, output]) => inputs.has(input) && outputs.has(output)),
-  };
-}
 
 /** Programs by key, each traced and compiled at first use. */
 export class ProgramCache {
@@ -114,10 +155,17 @@ export class ProgramCache {
     key: string,
     build: () => { readonly graph: Graph; readonly options?: CompileOptions },
   ): Promise<Compiled> {
+    return this.getCompiled(key, () => {
+      const { graph, options } = build();
+      return compile(this.#runtime, graph, { name: key, ...options });
+    });
+  }
+
+  /** As {@link get}, of a program that is compiled in another way. */
+  getCompiled(key: string, make: () => Promise<Compiled>): Promise<Compiled> {
     let program = this.#programs.get(key);
     if (program === undefined) {
-      const { graph, options } = build();
-      program = compile(this.#runtime, graph, { name: key, ...options });
+      program = make();
       this.#programs.set(key, program);
       // A program that failed to build is not remembered.
       program.catch(() => this.#programs.delete(key));

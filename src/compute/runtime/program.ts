@@ -172,10 +172,7 @@ class LoadedProgram implements Program {
   bind(inputs: NamedTensors, outputs: NamedTensors): Call {
     const where = `program "${this.name}"`;
     expectLive(where, this.#owned.session);
-    const closed = closer(this.#io, inputs);
-    checkTensors(where, "input", closed(this.#io.inputs), inputs);
-    checkTensors(where, "output", closed(this.#io.outputs), outputs);
-    checkOverlap(where, this.#io.inPlace ?? [], inputs, outputs);
+    checkBinding(where, this.#io, inputs, outputs);
     const binding = this.#session.bind(inputs, outputs);
     const tensors = [...Object.values(inputs), ...Object.values(outputs)];
     const { bindings, session } = this.#owned;
@@ -380,6 +377,22 @@ export function closer(
     Object.fromEntries(
       Object.entries(declared).map(([name, { dtype, shape }]) => [name, { dtype, shape: shape.map(close) }]),
     );
+}
+
+/**
+ * Holds the tensors of a binding against what a program takes and yields.
+ * @throws ConfigError, ShapeError or DTypeError as {@link Program.bind} says
+ */
+export function checkBinding(
+  where: string,
+  io: Pick<ProgramIO, "inputs" | "outputs" | "inPlace" | "open">,
+  inputs: NamedTensors,
+  outputs: NamedTensors,
+): void {
+  const closed = closer(io, inputs);
+  checkTensors(where, "input", closed(io.inputs), inputs);
+  checkTensors(where, "output", closed(io.outputs), outputs);
+  checkOverlap(where, io.inPlace ?? [], inputs, outputs);
 }
 
 /** Holds the tensors of a binding against the declared specs. */

@@ -1,7 +1,14 @@
 /** Several programs that run one after the other, as one. */
 
 import type { DeviceTensor } from "./device-tensor.ts";
-import { type Call, closer, type NamedTensors, type Program, type ProgramIO } from "./program.ts";
+import {
+  type Call,
+  checkBinding,
+  closer,
+  type NamedTensors,
+  type Program,
+  type ProgramIO,
+} from "./program.ts";
 import type { Runtime } from "./runtime.ts";
 
 /** One of them, and its inputs and outputs. */
@@ -10,19 +17,16 @@ export interface Stage {
   readonly io: Pick<ProgramIO, "inputs" | "outputs">;
 }
 
+type BoundIO = Pick<ProgramIO, "inputs" | "outputs" | "open" | "inPlace">;
+
 export class StagedProgram implements Program {
   readonly name: string;
   readonly #runtime: Runtime;
   readonly #stages: readonly Stage[];
-  readonly #io: Pick<ProgramIO, "inputs" | "outputs" | "open">;
+  readonly #io: BoundIO;
 
   /** @param io  of all of them together; what else a stage yields is for later ones */
-  constructor(
-    name: string,
-    runtime: Runtime,
-    stages: readonly Stage[],
-    io: Pick<ProgramIO, "inputs" | "outputs" | "open">,
-  ) {
+  constructor(name: string, runtime: Runtime, stages: readonly Stage[], io: BoundIO) {
     this.name = name;
     this.#runtime = runtime;
     this.#stages = stages;
@@ -30,6 +34,8 @@ export class StagedProgram implements Program {
   }
 
   bind(inputs: NamedTensors, outputs: NamedTensors): Call {
+    // As of one program: a stage knows neither the others' names nor what they read.
+    checkBinding(`program "${this.name}"`, this.#io, inputs, outputs);
     const closed = closer(this.#io, inputs);
     /** What stages hand to later ones, in memory of this call's own. */
     const handed: Record<string, DeviceTensor> = {};

@@ -107,7 +107,7 @@ export function cacheShapeOf({ groups, width }: CacheSpec, batch: number, positi
 }
 
 export interface DecodeInputs {
-  /** i32[B, T] */
+  /** i32[B, T]; or f32[B, T, C], their rows of the embedding, where those were looked up elsewhere: of llama and qwen2. */
   readonly ids: Value;
   /** i32[B], valid positions after this call minus one. */
   readonly lengths: Value;

@@ -63,7 +63,7 @@ export interface LlamaConfig {
   readonly adapters?: AdapterConfig;
 }
 
-const EMBEDDING = "model.embed_tokens.weight";
+export const EMBEDDING = "model.embed_tokens.weight";
 
 /** Head widths that ONNX Runtime's GroupQueryAttention rotates are multiples of this. */
 export const HEAD_STEP = 16;
@@ -349,7 +349,7 @@ export function llamaDecode(
   const tables = rotaryTables(S, D, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(inputs.ids, tables.cos), constant(inputs.ids, tables.sin)];
   const extended: { keys: Value; values: Value }[] = [];
-  let x = embed(weightOf(weights, EMBEDDING), inputs.ids);
+  let x = inputs.ids.dtype === "f32" ? inputs.ids : embed(weightOf(weights, EMBEDDING), inputs.ids);
   for (const [layer, cache] of caches.entries()) {
     x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {
       const { lengths, total } = inputs;
@@ -360,7 +360,7 @@ export function llamaDecode(
       return next.attended;
     });
   }
-  const rows = reshape(x, [sizeOf(inputs.ids.shape), config.hiddenSize]);
+  const rows = reshape(x, [sizeOf(x.shape.slice(0, -1)), config.hiddenSize]);
   // The norm is of rows, so that those not wanted cost little, and nothing where nobody reads `hidden`.
   const wanted = inputs.last === undefined ? rows : gatherRows(rows, inputs.last);
   const logits = linear(finalNorm(wanted, weights, config), headOf(weights, config));

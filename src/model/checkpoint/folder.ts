@@ -135,29 +135,28 @@ async function checkTiedHead(source: FloatSource): Promise<void> {
  * Every weight of a model, from whatever file. The source stays open.
  * @throws FormatError when its tensors are not those of the config
  */
-export function readWeights(
+export async function readWeights(
   source: FloatSource,
   config: ModelConfig,
 ): Promise<Record<string, HostArray<"f32">>> {
-  return readEach(source, config, (name) => source.readF32(name));
+  const tensors: Record<string, HostArray<"f32">> = {};
+  for (const name of await checkWeights(source, config)) tensors[name] = await source.readF32(name);
+  return tensors;
 }
 
-/** As {@link readWeights}, each weight read as `read` does it. */
-export async function readEach<Weight>(
-  source: FloatSource,
-  config: ModelConfig,
-  read: (name: string) => Promise<Weight>,
-): Promise<Record<string, Weight>> {
+/**
+ * The names of a model's weights, all of which the source has.
+ * @throws FormatError when its tensors are not those of the config
+ */
+export async function checkWeights(source: FloatSource, config: ModelConfig): Promise<string[]> {
   const own = [...source.shapes].filter(([name]) => !isRedundant(name, config));
   checkTensors(source.file, new Map(own), config);
   for (const name of sharedCopies(config)) {
     const copy = source.shapes.get(name);
     if (copy !== undefined) checkShape(source.file, name, copy, [config.vocabSize, config.hiddenSize]);
   }
-  const tensors: Record<string, Weight> = {};
-  for (const { name } of modelParameters(config)) tensors[name] = await read(name);
   if (config.tieEmbeddings && source.shapes.has(HEAD)) await checkTiedHead(source);
-  return tensors;
+  return modelParameters(config).map(({ name }) => name);
 }
 
 /** How DeepSeek-V3 and R1 say that their matrices are 8-bit floats with a scale a block; other keys do not matter to weights. */

@@ -3,11 +3,11 @@
 import { FormatError } from "../../base/errors.ts";
 import { HEAD_STEP } from "../arch/llama.ts";
 import { architectureOf, type ModelConfig, parseModelConfig } from "../arch/models.ts";
-import type { QuantizedMatrix, StoredWeight, StoredWeights } from "../arch/stored.ts";
+import type { QuantizedForm, StoredForm, StoredSource } from "../arch/stored.ts";
 import { type ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
 import { isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
-import { checkVocabulary, loadModelFolder, type ModelFolder, readEach, readWeights } from "./folder.ts";
-import { emptyMatrix, fillRows, isQuantized } from "./gguf/matmul-nbits.ts";
+import { checkVocabulary, checkWeights, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
+import { emptyMatrix, fillRows, formOf, isQuantized } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
 import type { QuantizedType } from "./gguf/unpack.ts";
 import { ggufText, isModelFolder, type ModelText } from "./model-text.ts";
@@ -17,26 +17,21 @@ export interface LoadedModel extends ModelFolder {
   readonly chatTemplate?: ChatTemplate;
 }
 
-/**
- * A model whose matrices may be as their file has them, for an engine alone. The text side of a GGUF file is made when it is asked
- * for, and is found wrong then.
- */
-export interface StoredModel extends Omit<LoadedModel, "tensors"> {
-  readonly weights: StoredWeights;
+/** A model whose weights are still in its file. Its text side is made when it is asked for, and is found wrong then. */
+export interface SourcedModel extends Omit<LoadedModel, "tensors"> {
+  /** An engine of these weights closes it when it is disposed of. */
+  readonly source: StoredSource;
 }
+
+/** A model for an engine alone. */
+export type StoredModel = LoadedModel | SourcedModel;
 
 /** Larger matrices get memory of their own. */
 const MAX_BLOCK_BYTES = 2 ** 22;
 
-type Reader<Weight> = (model: GgufModel, config: ModelConfig) => Promise<Record<string, Weight>>;
-
-async function loadGguf<Weight>(
-  file: string,
-  read: Reader<Weight>,
-): Promise<Omit<LoadedModel, "tensors"> & { readonly weights: Record<string, Weight> }> {
-  await using model = await openGgufModel(file);
-  const { vocabulary } = model;
-  const { config, extra } = parseModelConfig(file, model.config);
+/** All of a GGUF file's model but its weights. */
+function describeGguf(file: string, { config: json, vocabulary }: GgufModel): Omit<LoadedModel, "tensors"> {
+  const { config, extra } = parseModelConfig(file, json);
   let made: ModelText | undefined;
   const text = (): ModelText => {
     if (made !== undefined) return made;
@@ -45,10 +40,9 @@ async function loadGguf<Weight>(
     made = text;
     return text;
   };
-  const loaded = {
+  const described = {
     config,
     extra,
-    weights: await read(model, config),
     generationConfig: {},
     // A third of the time that loading takes, which may pass while weights are laid out for the processor.
     get tokenizer() {
@@ -59,9 +53,9 @@ async function loadGguf<Weight>(
       return [...new Set(stops.filter((id) => id !== undefined))];
     },
   };
-  if (vocabulary?.chatTemplate === undefined) return loaded;
+  if (vocabulary?.chatTemplate === undefined) return described;
   const template = { enumerable: true, get: () => text().chatTemplate };
-  return Object.defineProperty(loaded, "chatTemplate", template);
+  return Object.defineProperty(described, "chatTemplate", template);
 }
 
 async function loadFolder(folder: string): Promise<LoadedModel> {
@@ -88,55 +82,77 @@ async function loadAdapted(folder: string): Promise<LoadedModel> {
 
 async function loadPlain(path: string): Promise<LoadedModel> {
   if (await isModelFolder(path)) return loadFolder(path);
+  await using model = await openGgufModel(path);
   // All of its text side as well: whoever widens weights waits longer for them.
-  const { weights: tensors, ...model } = { ...(await loadGguf(path, readWeights)) };
-  return { ...model, tensors };
+  const described = { ...describeGguf(path, model) };
+  return { ...described, tensors: await readWeights(model, described.config) };
+}
+
+/** The type of a matrix of whole numbers, and undefined for anything else. */
+function quantizedType(model: GgufModel, name: string): QuantizedType | undefined {
+  const type = model.typeOf(name);
+  return type !== undefined && isQuantized(type) && model.shapes.get(name)!.length === 2 ? type : undefined;
 }
 
 /**
- * Weights as the file has them, matrices of whole numbers left so and joined where the architecture takes them so. Those of
- * DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those of heads that an engine cannot decode before
- * they are widened.
+ * Whether a model may stay in its file. Weights of DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those
+ * of heads that an engine cannot decode before they are widened.
  */
-const readStored: Reader<StoredWeight> = async (model, config) => {
-  if (config.modelType === "deepseek_v3" || config.headDim % HEAD_STEP !== 0)
-    return readWeights(model, config);
-  /** Blocks of one matrix after another: taken from the system once. */
-  const memory = new ArrayBuffer(MAX_BLOCK_BYTES);
-  const quantizedType = (name: string): QuantizedType | undefined => {
-    const type = model.typeOf(name);
-    return type !== undefined && isQuantized(type) && model.shapes.get(name)!.length === 2 ? type : undefined;
-  };
-  const joined: Record<string, StoredWeight> = {};
-  const joins = architectureOf(config).joins(config);
-  const joinOf = new Map(joins.flatMap((join) => join.parts.map((name) => [name, join] as const)));
-  const readMatrix = async (type: QuantizedType, names: readonly string[]): Promise<QuantizedMatrix> => {
-    const rows = names.map((name) => model.shapes.get(name)![0]!);
-    const all = rows.reduce((sum, n) => sum + n, 0);
-    const matrix = emptyMatrix(type, all, model.shapes.get(names[0]!)![1]!);
-    let [row, rounding] = [0, 0];
-    for (const [i, name] of names.entries()) {
-      const { blocks } = await model.readBlocks(name, memory);
-      rounding = Math.max(rounding, fillRows(matrix, row, type, blocks));
-      row += rows[i]!;
-    }
-    return { ...matrix, rounding };
-  };
-  const apart = await readEach(model, config, async (name): Promise<StoredWeight | undefined> => {
-    const type = quantizedType(name);
-    if (type === undefined) return model.readF32(name);
-    const join = joinOf.get(name);
-    if (join === undefined || !join.parts.every((part) => quantizedType(part) === type)) {
-      return readMatrix(type, [name]);
-    }
-    joined[join.joined] ??= await readMatrix(type, join.parts);
-    return undefined;
-  });
-  const own = Object.entries(apart).filter(
-    (entry): entry is [string, StoredWeight] => entry[1] !== undefined,
+const mayStay = (model: GgufModel, config: ModelConfig): boolean =>
+  config.modelType !== "deepseek_v3" &&
+  config.headDim % HEAD_STEP === 0 &&
+  [...model.shapes.keys()].some((name) => quantizedType(model, name) !== undefined);
+
+/** Weights as the file has them, matrices of whole numbers left so and joined where the architecture takes them so. */
+async function openStored(model: GgufModel, config: ModelConfig): Promise<StoredSource> {
+  const forms: Record<string, StoredForm> = {};
+  /** Of each matrix, those whose rows it has. */
+  const partsOf = new Map<string, { readonly type: QuantizedType; readonly names: readonly string[] }>();
+  const joinOf = new Map(
+    architectureOf(config)
+      .joins(config)
+      .flatMap((join) => join.parts.map((name) => [name, join] as const)),
   );
-  return { ...Object.fromEntries(own), ...joined };
-};
+  const rowsOf = (name: string): number => model.shapes.get(name)![0]!;
+  for (const name of await checkWeights(model, config)) {
+    const type = quantizedType(model, name);
+    const shape = model.shapes.get(name)!;
+    if (type === undefined) {
+      forms[name] = { shape };
+      continue;
+    }
+    const join = joinOf.get(name);
+    const joins = join?.parts.every((part) => quantizedType(model, part) === type);
+    const [own, names] = joins ? [join!.joined, join!.parts] : [name, [name]];
+    partsOf.set(own, { type, names });
+    forms[own] = formOf(
+      type,
+      names.reduce((sum, part) => sum + rowsOf(part), 0),
+      shape[1]!,
+    );
+  }
+  /** Blocks of one matrix after another: taken from the system once for each that is being read. */
+  const spare: ArrayBuffer[] = [];
+  return {
+    forms,
+    async read(name, room) {
+      const parts = partsOf.get(name);
+      if (parts === undefined) return model.readF32(name);
+      const memory = spare.pop() ?? new ArrayBuffer(MAX_BLOCK_BYTES);
+      const matrix = emptyMatrix(forms[name] as QuantizedForm, room);
+      let [row, rounding] = [0, 0];
+      for (const part of parts.names) {
+        const { blocks } = await model.readBlocks(part, memory);
+        rounding = Math.max(rounding, fillRows(matrix, row, parts.type, blocks));
+        row += rowsOf(part);
+      }
+      spare.push(memory);
+      return { ...matrix, rounding };
+    },
+    readRow: (name, row, into) => model.readRow(name, row, into),
+    close: () => model.close(),
+  };
+}
 
 /**
  * A whole model, its weights as float32.
@@ -150,12 +166,23 @@ export async function loadModel(path: string): Promise<LoadedModel> {
 }
 
 /**
- * A whole model for an engine: what a GGUF file has as blocks of whole numbers stays so.
+ * A whole model for an engine: what a GGUF file has as blocks of whole numbers stays there until an engine reads it.
  * @param path a folder, or a GGUF file
  * @throws as {@link loadModel}
  */
 export async function loadStoredModel(path: string): Promise<StoredModel> {
-  if (!(await isModelFolder(path))) return loadGguf(path, readStored);
-  const { tensors: weights, ...model } = await loadModel(path);
-  return { ...model, weights };
+  if (await isModelFolder(path)) return loadModel(path);
+  const model = await openGgufModel(path);
+  let stays = false;
+  try {
+    const described = describeGguf(path, model);
+    const { config } = described;
+    if (!mayStay(model, config)) return { ...described, tensors: await readWeights(model, config) };
+    const source = await openStored(model, config);
+    stays = true;
+    // The text side stays to be made.
+    return Object.defineProperty(described, "source", { enumerable: true, value: source }) as SourcedModel;
+  } finally {
+    if (!stays) await model.close();
+  }
 }

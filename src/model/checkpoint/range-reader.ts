@@ -6,6 +6,7 @@
  * it is read into a signal that kills the process, where a short read is an error that can be named.
  */
 
+import { readSync } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { FileError } from "../../base/errors.ts";
 import { fileError } from "../../base/files.ts";
@@ -16,6 +17,8 @@ export interface RangeReader {
   readonly size: number;
   /** Fills `target` with the bytes from `start` on. @throws FileError when the file cannot be read, or has become shorter */
   readInto(target: Uint8Array, start: number): Promise<void>;
+  /** The same at once: for a few bytes. */
+  readIntoSync(target: Uint8Array, start: number): void;
   close(): Promise<void>;
 }
 
@@ -38,22 +41,35 @@ export async function openRanges(file: string): Promise<RangeReader> {
     throw fileError(file, "readable", error);
   }
   const opened = handle;
+  /** @throws FileError when nothing came */
+  const expectSome = (bytesRead: number, expected: number, got: number): void => {
+    if (bytesRead > 0) return;
+    throw new FileError({
+      where: file,
+      rule: `must stay as it is while it is read; ${expected} bytes were expected`,
+      got: `${got}`,
+    });
+  };
   return {
     file,
     size,
     async readInto(target, start) {
       try {
-        let done = 0;
-        while (done < target.byteLength) {
+        for (let done = 0; done < target.byteLength; ) {
           const length = Math.min(target.byteLength - done, SLICE_BYTES);
           const { bytesRead } = await opened.read(target, done, length, start + done);
-          if (bytesRead === 0) {
-            throw new FileError({
-              where: file,
-              rule: `must stay as it is while it is read; ${start + target.byteLength} bytes were expected`,
-              got: `${start + done}`,
-            });
-          }
+          expectSome(bytesRead, start + target.byteLength, start + done);
+          done += bytesRead;
+        }
+      } catch (error) {
+        throw fileError(file, "readable", error);
+      }
+    },
+    readIntoSync(target, start) {
+      try {
+        for (let done = 0; done < target.byteLength; ) {
+          const bytesRead = readSync(opened.fd, target, done, target.byteLength - done, start + done);
+          expectSome(bytesRead, start + target.byteLength, start + done);
           done += bytesRead;
         }
       } catch (error) {

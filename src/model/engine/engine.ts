@@ -93,6 +93,8 @@ export class Engine implements TokenEngine {
   /** One per spec, for all slots. */
   readonly #caches: readonly DeviceTensor<"f32">[];
   readonly #forward: Forward;
+  /** Once stored weights have been read, or cannot be: they are laid out for the processor yet, and meanwhile others may do their part. */
+  readonly read: Promise<void>;
   #busy = false;
 
   constructor(runtime: Runtime, config: ModelConfig, options: EngineOptions) {
@@ -115,10 +117,14 @@ export class Engine implements TokenEngine {
       slots: this.slots,
       maxPositions: this.#positions,
     };
-    this.#forward =
-      options.stored === undefined
-        ? new AdoptedForward(runtime, config, caches)
-        : new StoredForward(runtime, config, caches, options.stored);
+    if (options.stored === undefined) {
+      this.#forward = new AdoptedForward(runtime, config, caches);
+      this.read = Promise.resolve();
+    } else {
+      const stored = new StoredForward(runtime, config, caches, options.stored);
+      this.#forward = stored;
+      this.read = stored.read;
+    }
   }
 
   /** Decodes with these weights from now on; they are read in place, not copied. Not for an engine of stored weights. */
@@ -227,7 +233,7 @@ export class Engine implements TokenEngine {
       decoder.ids.fill(0, rows.length);
       decoder.lengths.fill(0, rows.length);
       decoder.total[0] = longest + 1;
-      await decoder.call.run();
+      await decoder.run();
       for (let slot = rows.length - 1; slot >= 0; slot--) {
         const row = rows[slot]!;
         row.length++;

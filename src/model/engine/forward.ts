@@ -15,9 +15,9 @@ export interface Prefix {
   readonly logits: Float32Array;
 }
 
-/** A program for one more token of B sequences, and the tensors it is bound to. */
+/** A program for one more token of B sequences, and what it reads and writes. */
 export interface Decoder {
-  readonly call: Call;
+  run(): Promise<void>;
   /** [B] */
   readonly ids: Int32Array;
   /** [B] */
@@ -113,14 +113,14 @@ export async function runOnce(call: Call): Promise<void> {
 
 /**
  * A decoder of B sequences, in the first rows of the caches: smaller batches work on the same memory.
- * @param weights  those that the program takes as inputs
+ * @param others   what else the program takes: weights, or what it takes for ids
  * @param logits   [B, V]
  */
 export function bindDecoder(
   runtime: Runtime,
   program: Program,
   { specs, tensors, maxPositions }: Caches,
-  weights: Inputs,
+  others: Inputs,
   logits: DeviceTensor<"f32">,
 ): Decoder {
   const B = logits.shape[0]!;
@@ -128,6 +128,12 @@ export function bindDecoder(
   const ids = runtime.tensor("i32", [B, 1]);
   const lengths = runtime.tensor("i32", [B]);
   const total = runtime.tensor("i32", [1]);
-  const call = bindForward(program, specs, caches, { ...weights, ids, lengths, total }, logits);
-  return { call, ids: ids.data, lengths: lengths.data, total: total.data, logits: logits.data };
+  const call = bindForward(program, specs, caches, { ids, ...others, lengths, total }, logits);
+  return {
+    run: () => call.run(),
+    ids: ids.data,
+    lengths: lengths.data,
+    total: total.data,
+    logits: logits.data,
+  };
 }

@@ -9,15 +9,22 @@ import type { Quantization, Value } from "../../compute/graph/ir.ts";
 import { dequantize } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
 import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
-import { ProgramCache } from "../../compute/runtime/jit.ts";
+import { compileInStages, type LateInitializers, ProgramCache } from "../../compute/runtime/jit.ts";
 import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
-import type { DType } from "../../compute/tensor/dtype.ts";
+import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
-import type { TensorSpec } from "../../compute/tensor/shape.ts";
+import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { cacheShapeOf } from "../arch/architecture.ts";
+import { EMBEDDING } from "../arch/llama.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
-import { isQuantizedMatrix, type StoredWeights } from "../arch/stored.ts";
+import {
+  isQuantizedMatrix,
+  type Room,
+  type StoredForm,
+  type StoredSource,
+  type StoredWeight,
+} from "../arch/stored.ts";
 import {
   bindDecoder,
   bindForward,
@@ -32,19 +39,14 @@ import {
 } from "./forward.ts";
 
 export interface StoredOptions {
-  /** By Hugging Face name; matrices may be joined as {@link Architecture.joins} says. */
-  readonly weights: StoredWeights;
+  /** The engine's own from now on: it is closed when the engine is disposed of. */
+  readonly weights: StoredSource;
   /**
    * What products with four-bit matrices make of their rows: `i8` is faster, `f32` exact. Products with eight-bit matrices are always
    * `i8`, since those are the fastest.
    * @default "i8"
    */
   readonly activations?: Quantization["activations"];
-  /**
-   * Whether the weights are the engine's own, which it then frees as soon as the runtime has laid them out anew: nobody else can use
-   * them any more. @default false
-   */
-  readonly taken?: boolean;
 }
 
 /** Tokens of a prompt that are run at once: what they are on the way stays in a core's cache. */
@@ -75,11 +77,46 @@ function openSizesFor(limit: number, specs: Iterable<TensorSpec>): [number, numb
   return found as [number, number];
 }
 
-/** Programs that one is cut into where that saves memory: most of it at most is a stage's weights as they were and as they are laid out. */
-const STAGES = 2;
-/** Garbage to wait for before it is collected. */
-const COLLECTED_BYTES = 24 * 2 ** 20;
+/**
+ * Programs that one is cut into: while the weights of one are laid out for the processor the next ones are read, and in memory twice, as
+ * they were and as they are laid out, are those of a stage alone.
+ */
+const STAGES = 4;
 
+/** When what weights were read into is given back, once all are laid out. */
+const SOON_MS = 500;
+
+/** Where in memory tensors begin. */
+const ALIGNMENT = 64;
+const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
+
+/** Memory for what a stage's weights are read into, which is the next but one's as soon as the runtime reads it no more. */
+class Slab {
+  readonly #buffer: ArrayBuffer;
+  #used = 0;
+  /** Tensors in it that are still read. */
+  readonly lent = new Set<string>();
+
+  constructor(bytes: number) {
+    this.#buffer = new ArrayBuffer(aligned(bytes));
+  }
+
+  clear(): void {
+    this.#used = 0;
+  }
+
+  /** The next bytes, or some elsewhere where there are not so many left. */
+  readonly room: Room = (bytes) => {
+    const start = this.#used;
+    if (start + bytes > this.#buffer.byteLength) return new Uint8Array(bytes);
+    this.#used = aligned(start + bytes);
+    return new Uint8Array(this.#buffer, start, bytes);
+  };
+
+  holds({ buffer }: { readonly buffer: ArrayBufferLike }): boolean {
+    return buffer === this.#buffer;
+  }
+}
 /** Below this an ArrayBuffer may lie within V8's heap, and move. */
 const SMALL_BYTES = 4096;
 
@@ -90,33 +127,46 @@ function over<D extends DType>(runtime: Runtime, { dtype, shape, data }: HostArr
     : new DeviceTensor(dtype, shape, data);
 }
 
-/** The tensors of stored weights, by the names of graph inputs. */
-function weightInputs(runtime: Runtime, weights: StoredWeights): Record<string, DeviceTensor> {
-  const inputs: Record<string, DeviceTensor> = {};
-  for (const [name, weight] of Object.entries(weights)) {
-    if (!isQuantizedMatrix(weight)) {
-      inputs[name] = over(runtime, weight);
-      continue;
-    }
-    const { codes, scales, offsets } = weight;
-    for (const [part, array] of Object.entries({ codes, scales, offsets })) {
-      if (array !== undefined) inputs[`${name}.${part}`] = over(runtime, array);
-    }
-  }
-  return inputs;
+/** What a weight is as graph inputs: itself, or its parts. */
+function inputSpecs(name: string, form: StoredForm): Record<string, TensorSpec> {
+  if ("shape" in form) return { [name]: { dtype: "f32", shape: form.shape } };
+  const { N, K, bits, blockSize, hasOffsets } = form;
+  const blocks = [N, K / blockSize];
+  const each: TensorSpec = { dtype: "f32", shape: blocks };
+  return {
+    [`${name}.codes`]: { dtype: "u8", shape: [...blocks, (blockSize * bits) / 8] },
+    [`${name}.scales`]: each,
+    ...(hasOffsets ? { [`${name}.offsets`]: each } : {}),
+  };
+}
+
+const bytesOf = (specs: Readonly<Record<string, TensorSpec>>): number =>
+  Object.values(specs).reduce((sum, { dtype, shape }) => sum + aligned(sizeOf(shape) * BYTES[dtype]), 0);
+
+/** The tensors of a weight, by the names of graph inputs. */
+function inputTensors(runtime: Runtime, name: string, weight: StoredWeight): Record<string, DeviceTensor> {
+  if (!isQuantizedMatrix(weight)) return { [name]: over(runtime, weight) };
+  const { codes, scales, offsets } = weight;
+  return {
+    [`${name}.codes`]: over(runtime, codes),
+    [`${name}.scales`]: over(runtime, scales),
+    ...(offsets === undefined ? {} : { [`${name}.offsets`]: over(runtime, offsets) }),
+  };
 }
 
 export class StoredForward implements Forward {
   readonly promptRows = 1;
+  /** Once all weights have been read, or one cannot be. */
+  readonly read: Promise<void>;
   readonly #runtime: Runtime;
   readonly #config: ModelConfig;
   readonly #caches: Caches;
   readonly #programs: ProgramCache;
-  readonly #weights: StoredWeights;
-  readonly #inputs: Readonly<Record<string, DeviceTensor>>;
-  readonly #taken: boolean;
-  /** Bytes of weights that are read no more, since garbage was collected. */
-  #released = 0;
+  readonly #weights: StoredSource;
+  /** Weights that have been read and are still needed as they were, by graph input. */
+  readonly #inputs = new Map<string, DeviceTensor>();
+  #slabs: Slab[] = [];
+  #freeing: NodeJS.Timeout | undefined;
   readonly #activations: Quantization["activations"];
   readonly #decoders = new Map<number, Decoder>();
   /** Of all slots; a batch uses the first rows. */
@@ -132,12 +182,19 @@ export class StoredForward implements Forward {
     this.#caches = caches;
     this.#programs = new ProgramCache(runtime);
     this.#weights = options.weights;
-    this.#inputs = weightInputs(runtime, this.#weights);
     this.#activations = options.activations ?? "i8";
-    this.#taken = options.taken ?? false;
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
     // Laying out the weights takes a while, in which others may do their part; whoever runs it first is told what is wrong.
-    this.#program().catch(() => {});
+    this.read = new Promise((resolve) => {
+      this.#program(resolve)
+        .catch(() => {})
+        .then(() => {
+          resolve();
+          this.#slabs = [];
+          // A prompt that waits comes first: it takes every core.
+          this.#freeing = setTimeout(() => runtime.freeGarbage(), SOON_MS).unref();
+        });
+    });
   }
 
   async prefill(prompts: readonly Prompt[]): Promise<Prefix[]> {
@@ -162,7 +219,7 @@ export class StoredForward implements Forward {
       const piece = prompt.slice(done, done + PIECE);
       const end = done + piece.length;
       const inputs = {
-        ids: this.#runtime.tensor("i32", [1, piece.length], piece),
+        ids: this.#embedded(piece),
         lengths: this.#runtime.tensor("i32", [1], [end - 1]),
         total: this.#runtime.tensor("i32", [1], [end]),
         last: this.#runtime.tensor("i32", [1], [piece.length - 1]),
@@ -183,24 +240,51 @@ export class StoredForward implements Forward {
       const program = await this.#program();
       const logits = this.#logits.view([active, this.#config.vocabSize]);
       const rows = Array.from({ length: active }, (_, row) => row);
-      const inputs = { last: this.#runtime.tensor("i32", [active], rows) };
-      decoder = bindDecoder(this.#runtime, program, this.#caches, inputs, logits);
+      const embedded = this.#runtime.tensor("f32", [active, 1, this.#config.hiddenSize]);
+      const inputs = { ids: embedded, last: this.#runtime.tensor("i32", [active], rows) };
+      const bound = bindDecoder(this.#runtime, program, this.#caches, inputs, logits);
+      decoder = {
+        ...bound,
+        run: () => {
+          this.#embed(bound.ids, embedded.data);
+          return bound.run();
+        },
+      };
       this.#decoders.set(active, decoder);
     }
     return decoder;
   }
 
-  async #program(): Promise<Program> {
-    const { program } = await this.#programs.get("decode", () => {
+  /** Rows of the embedding, which are read from the file: few are needed at a time, and all of them would take much memory. */
+  #embed(ids: ArrayLike<number>, into: Float32Array): void {
+    const { hiddenSize: C } = this.#config;
+    for (let i = 0; i < ids.length; i++) {
+      this.#weights.readRow(EMBEDDING, ids[i]!, into.subarray(i * C, (i + 1) * C));
+    }
+  }
+
+  #embedded(ids: readonly number[]): DeviceTensor<"f32"> {
+    const rows = this.#runtime.tensor("f32", [1, ids.length, this.#config.hiddenSize]);
+    this.#embed(ids, rows.data);
+    return rows;
+  }
+
+  /** @param onRead  called once all weights are read */
+  async #program(onRead: () => void = () => {}): Promise<Program> {
+    const { program } = await this.#programs.getCompiled("decode", () => {
       const { specs, maxPositions } = this.#caches;
-      const fixed: Record<string, TensorSpec> = { ...this.#inputs, total: { dtype: "i32", shape: [1] } };
+      const weights = Object.assign(
+        {},
+        ...Object.entries(this.#weights.forms).map(([name, form]) => inputSpecs(name, form)),
+      ) as Record<string, TensorSpec>;
+      const fixed: Record<string, TensorSpec> = { ...weights, total: { dtype: "i32", shape: [1] } };
       const cacheSpecs = specs.map(
         (spec): TensorSpec => ({ dtype: "f32", shape: cacheShapeOf(spec, 1, maxPositions) }),
       );
       const [B, T] = openSizesFor(maxPositions, [...Object.values(fixed), ...cacheSpecs]);
       const ports: Record<string, TensorSpec> = {
         ...fixed,
-        ids: { dtype: "i32", shape: [B, T] },
+        ids: { dtype: "f32", shape: [B, T, this.#config.hiddenSize] },
         lengths: { dtype: "i32", shape: [B] },
         last: { dtype: "i32", shape: [B] },
         ...Object.fromEntries(
@@ -212,34 +296,72 @@ export class StoredForward implements Forward {
         const decoded = architectureOf(this.#config).decode(this.#traced(x), inputs, x, this.#config);
         return { logits: decoded.logits, ...decoded.caches };
       });
-      const options = { initializers: this.#inputs, inPlace: cachePairs(specs), open: [B, T] };
-      if (!this.#taken) return { graph, options };
-      const returned = (name: string): void => this.#release(this.#inputs[name]!);
-      return { graph, options: { ...options, returned, stages: STAGES } };
+      const late: LateInitializers = {
+        specs: weights,
+        read: (names) => this.#read(names),
+        allRead: onRead,
+        returned: (name) => this.#release(name),
+      };
+      const options = { name: "decode", inPlace: cachePairs(specs), open: [B, T] };
+      return compileInStages(this.#runtime, graph, STAGES, late, options);
     });
     return program;
   }
 
-  /** Gives up a tensor's memory, whoever else may still know of it. */
-  #release(tensor: DeviceTensor): void {
-    if (tensor.disposed) return;
-    const { buffer, byteLength } = tensor.data;
-    // What is handed over is gone from everywhere else, and nobody keeps what it is handed to.
-    if (buffer instanceof ArrayBuffer && buffer.byteLength === byteLength)
-      structuredClone(buffer, { transfer: [buffer] });
-    tensor.dispose();
-    this.#released += byteLength;
-    if (this.#released < COLLECTED_BYTES) return;
-    this.#runtime.freeGarbage();
-    this.#released = 0;
+  async #read(names: readonly string[]): Promise<Record<string, DeviceTensor>> {
+    const inputs = new Set(names);
+    const wanted = Object.entries(this.#weights.forms)
+      .filter(([name, form]) => Object.keys(inputSpecs(name, form)).some((input) => inputs.has(input)))
+      .map(([name]) => name);
+    const slab = this.#freeSlab();
+    const start = (name: string | undefined): Promise<StoredWeight> | undefined => {
+      const reading = name === undefined ? undefined : this.#weights.read(name, slab.room);
+      // Told of when it is waited for, which may be never.
+      reading?.catch(() => {});
+      return reading;
+    };
+    // The file is read for one while another is put in order.
+    let next = start(wanted[0]);
+    for (const [i, name] of wanted.entries()) {
+      const reading = next!;
+      next = start(wanted[i + 1]);
+      const tensors = inputTensors(this.#runtime, name, await reading);
+      for (const [input, tensor] of Object.entries(tensors)) {
+        this.#inputs.set(input, tensor);
+        if (slab.holds(tensor.data)) slab.lent.add(input);
+      }
+    }
+    return Object.fromEntries(names.map((input) => [input, this.#inputs.get(input)!]));
+  }
+
+  /** One that nothing is read from any more. */
+  #freeSlab(): Slab {
+    let slab = this.#slabs.find(({ lent }) => lent.size === 0);
+    if (slab === undefined) {
+      // What is cut at the weight nearest to its share takes no more; pages that are not written to take nothing.
+      const sizes = Object.entries(this.#weights.forms).map(([name, form]) =>
+        bytesOf(inputSpecs(name, form)),
+      );
+      slab = new Slab(sizes.reduce((sum, size) => sum + size, 0) / STAGES + Math.max(...sizes));
+      this.#slabs.push(slab);
+    }
+    slab.clear();
+    return slab;
+  }
+
+  /** Gives up the memory of a weight, whoever may still know of it. */
+  #release(input: string): void {
+    this.#inputs.get(input)!.dispose();
+    this.#inputs.delete(input);
+    for (const { lent } of this.#slabs) lent.delete(input);
   }
 
   /** Weights as the architecture takes them: matrices of whole numbers are the floats they stand for. */
   #traced(x: Readonly<Record<string, Value>>): Record<string, Value> {
     return Object.fromEntries(
-      Object.entries(this.#weights).map(([name, weight]) => {
-        if (!isQuantizedMatrix(weight)) return [name, x[name]!];
-        const { bits, blockSize } = weight;
+      Object.entries(this.#weights.forms).map(([name, form]) => {
+        if ("shape" in form) return [name, x[name]!];
+        const { bits, blockSize } = form;
         const [codes, scales, offsets] = ["codes", "scales", "offsets"].map((part) => x[`${name}.${part}`]);
         const exact = bits === 4 && this.#activations === "f32";
         const parts = [codes!, scales!, ...(offsets === undefined ? [] : [offsets])] as [
@@ -252,7 +374,9 @@ export class StoredForward implements Forward {
     );
   }
 
-  dispose(): Promise<void> {
-    return this.#programs.dispose();
+  async dispose(): Promise<void> {
+    await this.#programs.dispose();
+    clearTimeout(this.#freeing);
+    await this.#weights.close();
   }
 }

@@ -2,13 +2,31 @@
 
 import { FormatError } from "../../base/errors.ts";
 import { BYTE_CHARACTERS, toByteCharacters, utf8 } from "./byte-level.ts";
-import { type Merge, MOST_RANKS, mergeSymbols } from "./merging.ts";
+import { MergeTable, MOST_RANKS, mergeSymbols } from "./merging.ts";
+
+/** Two tokens, or a text of them with one space between. */
+export type MergePair = string | readonly [left: string, right: string];
+
+export function isMergePair(pair: unknown): pair is MergePair {
+  if (typeof pair !== "string")
+    return Array.isArray(pair) && pair.length === 2 && pair.every((token) => typeof token === "string");
+  const space = pair.indexOf(" ");
+  return space >= 0 && !pair.includes(" ", space + 1);
+}
+
+function tokensOf(pair: MergePair): readonly [left: string, right: string] {
+  if (typeof pair !== "string") return pair;
+  const space = pair.indexOf(" ");
+  return [pair.slice(0, space), pair.slice(space + 1)];
+}
 
 export interface BpeVocabulary {
-  /** Tokens in byte characters. */
+  /** By id, in byte characters; some ids may have none. */
+  readonly tokens: readonly (string | undefined)[];
+  /** The same, the other way. */
   readonly ids: ReadonlyMap<string, number>;
-  /** Pairs of tokens, the sooner merged first. */
-  readonly merges: readonly (readonly [left: string, right: string])[];
+  /** The sooner merged first. */
+  readonly merges: readonly MergePair[];
   /** Whether a word that is a token is that token, whatever the merges say. */
   readonly ignoreMerges: boolean;
 }
@@ -22,9 +40,7 @@ export class BpeModel {
   readonly #ignoreMerges: boolean;
   /** The id of each byte; undefined where the vocabulary lacks it. */
   readonly #bytes: readonly (number | undefined)[];
-  readonly #merges = new Map<number, Merge>();
-  /** One more than the largest id: a pair's key is left · span + right. */
-  readonly #span: number;
+  readonly #merges: MergeTable;
   readonly #words = new Map<string, readonly number[]>();
 
   /**
@@ -32,13 +48,10 @@ export class BpeModel {
    * @throws FormatError when a merge has a token that the vocabulary lacks
    */
   constructor(vocabulary: BpeVocabulary, where: string) {
-    const { ids, merges, ignoreMerges } = vocabulary;
+    const { tokens, ids, merges, ignoreMerges } = vocabulary;
     this.#ids = ids;
     this.#ignoreMerges = ignoreMerges;
     this.#bytes = BYTE_CHARACTERS.map((character) => ids.get(character));
-    let largest = 0;
-    for (const id of ids.values()) largest = Math.max(largest, id);
-    this.#span = largest + 1;
     if (merges.length > MOST_RANKS) {
       throw new FormatError({
         where,
@@ -46,8 +59,17 @@ export class BpeModel {
         got: `${merges.length}`,
       });
     }
-    for (const [rank, [left, right]] of merges.entries()) {
-      const [a, b, id] = [ids.get(left), ids.get(right), ids.get(left + right)];
+    this.#merges = new MergeTable(merges.length);
+    let made: number | undefined;
+    for (let rank = 0; rank < merges.length; rank++) {
+      const [left, right] = tokensOf(merges[rank]!);
+      const [a, b] = [ids.get(left), ids.get(right)];
+      // Most often tokens are in the order of their merges, and a look is quicker than looking up.
+      const next: string = (made !== undefined && tokens[made + 1]) || "";
+      const isNext =
+        next.length === left.length + right.length && next.startsWith(left) && next.endsWith(right);
+      const id = isNext ? made! + 1 : ids.get(left + right);
+      made = id;
       if (a === undefined || b === undefined || id === undefined) {
         throw new FormatError({
           where: `${where}: merge ${rank}`,
@@ -55,7 +77,7 @@ export class BpeModel {
           got: JSON.stringify(`${left} ${right}`),
         });
       }
-      this.#merges.set(a * this.#span + b, { rank, id });
+      this.#merges.add(a, b, id);
     }
   }
 
@@ -89,6 +111,6 @@ export class BpeModel {
       }
       symbols.push(id);
     }
-    return mergeSymbols(symbols, (left, right) => this.#merges.get(left * this.#span + right));
+    return mergeSymbols(symbols, (left, right) => this.#merges.find(left, right));
   }
 }

@@ -9,7 +9,7 @@
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
 import { type AddedToken, AddedTokenMatcher, isControl, type Segment } from "./added-tokens.ts";
-import { BpeModel, type BpeVocabulary } from "./bpe-model.ts";
+import { BpeModel, type BpeVocabulary, isMergePair, type MergePair } from "./bpe-model.ts";
 import { concatBytes, fromByteCharacters, fromUtf8, spellBytes, utf8 } from "./byte-level.ts";
 import { byteLevelPreTokenizer, type PreTokenizer } from "./pre-tokenizer.ts";
 import {
@@ -39,7 +39,6 @@ export class BpeTokenizer implements Tokenizer {
   readonly #model: BpeModel;
   readonly #files: TokenizerFiles;
   readonly #added = new Map<number, AddedToken>();
-  readonly #tokens: string[] = [];
   readonly #bytes: Uint8Array[] = [];
   /** Matchers before and after the normalizer: of all added tokens, and of those that are no control tokens. */
   readonly #matchers: Readonly<Record<"all" | "plain", readonly [AddedTokenMatcher, AddedTokenMatcher]>>;
@@ -52,10 +51,10 @@ export class BpeTokenizer implements Tokenizer {
     this.#parts = parts;
     this.#model = new BpeModel(parts.vocabulary, where);
     this.#files = files;
-    for (const [token, id] of parts.vocabulary.ids) this.#tokens[id] = token;
+    let size = parts.vocabulary.tokens.length;
     for (const token of parts.added) {
       this.#added.set(token.id, token);
-      this.#tokens[token.id] = token.content;
+      size = Math.max(size, token.id + 1);
     }
     const matchers = (tokens: readonly AddedToken[]) =>
       [
@@ -72,7 +71,7 @@ export class BpeTokenizer implements Tokenizer {
       all: matchers(parts.added),
       plain: matchers(parts.added.filter((token) => !isControl(token))),
     };
-    this.vocabSize = this.#tokens.length;
+    this.vocabSize = size;
     if (roles.bosId !== undefined) this.bosId = roles.bosId;
     this.eosId = roles.eosId;
     this.padId = roles.padId;
@@ -110,7 +109,8 @@ export class BpeTokenizer implements Tokenizer {
   #bytesOf(id: number): Uint8Array {
     let bytes = this.#bytes[id];
     if (bytes === undefined) {
-      const token = this.#tokens[id];
+      const added = this.#added.get(id);
+      const token = added?.content ?? this.#parts.vocabulary.tokens[id];
       if (token === undefined) {
         throw new FormatError({
           where: "token ids to decode",
@@ -119,7 +119,7 @@ export class BpeTokenizer implements Tokenizer {
         });
       }
       // An added token is written as it is: the reference takes the "ü" that DeepSeek-LLM added for a byte's character.
-      bytes = this.#added.has(id) ? utf8(token) : fromByteCharacters(token);
+      bytes = added === undefined ? fromByteCharacters(token) : utf8(token);
       this.#bytes[id] = bytes;
     }
     return bytes;
@@ -143,19 +143,12 @@ const Vocab = z.custom<Record<string, number>>(
     Object.values(value).every((id) => Number.isInteger(id) && id >= 0 && id < 2 ** 26),
   "must give each token its id",
 );
-type Pair = readonly [left: string, right: string];
-
-/** A merge as files have it, two tokens or a text of them with a space between, as what should be a pair. */
-export const pairOf = (merge: unknown): unknown => (typeof merge === "string" ? merge.split(" ") : merge);
-
-export const isPair = (pair: unknown): pair is Pair =>
-  Array.isArray(pair) && pair.length === 2 && pair.every((token) => typeof token === "string");
 
 /** By hand as well: there are as many as tokens. */
-const Merges = z
-  .custom<readonly unknown[]>(Array.isArray, "must be pairs of tokens")
-  .transform((merges) => merges.map(pairOf))
-  .refine((pairs): pairs is Pair[] => pairs.every(isPair));
+const Merges = z.custom<readonly MergePair[]>(
+  (merges) => Array.isArray(merges) && merges.every(isMergePair),
+  "must be pairs of tokens",
+);
 
 /** What `tokenizer.json` says in this form. */
 const BpeForm = z.object({
@@ -224,10 +217,12 @@ export function asBpeTokenizer(
   const preTokenizer = byteLevelPreTokenizer(pre_tokenizer);
   if (normalize === undefined || preTokenizer === undefined) return undefined;
   const ids = new Map(Object.entries(model.vocab));
+  const tokens: string[] = [];
+  for (const [token, id] of ids) tokens[id] = token;
   const added = added_tokens.map(({ single_word, ...token }) => ({ ...token, singleWord: single_word }));
   const byContent = new Map(added.map((token) => [token.content, token.id]));
   const parts: BpeParts = {
-    vocabulary: { ids, merges: model.merges, ignoreMerges: model.ignore_merges },
+    vocabulary: { tokens, ids, merges: model.merges, ignoreMerges: model.ignore_merges },
     added,
     normalize,
     preTokenizer,

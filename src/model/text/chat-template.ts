@@ -284,16 +284,19 @@ const inEnglish = (dates: readonly Date[], options: Intl.DateTimeFormatOptions):
   const format = new Intl.DateTimeFormat("en-US", options);
   return dates.map((date) => format.format(date));
 };
-const NAMES = {
+/** Made when a template first asks: formats take milliseconds, and few templates name a day. */
+const namesOf = () => ({
   B: inEnglish(MONTHS, { month: "long" }),
   b: inEnglish(MONTHS, { month: "short" }),
   A: inEnglish(DAYS, { weekday: "long" }),
   a: inEnglish(DAYS, { weekday: "short" }),
-};
+});
+let names: ReturnType<typeof namesOf> | undefined;
 
 /** Python's strftime, in English, as far as templates use it; codes that it does not know stay as they are. */
 function strftime(date: Date, format: string): string {
   const two = (value: number): string => `${value}`.padStart(2, "0");
+  names ??= namesOf();
   const codes: Readonly<Record<string, string>> = {
     Y: `${date.getFullYear()}`,
     y: two(date.getFullYear() % 100),
@@ -304,10 +307,10 @@ function strftime(date: Date, format: string): string {
     p: date.getHours() < 12 ? "AM" : "PM",
     M: two(date.getMinutes()),
     S: two(date.getSeconds()),
-    B: NAMES.B[date.getMonth()]!,
-    b: NAMES.b[date.getMonth()]!,
-    A: NAMES.A[date.getDay()]!,
-    a: NAMES.a[date.getDay()]!,
+    B: names.B[date.getMonth()]!,
+    b: names.b[date.getMonth()]!,
+    A: names.A[date.getDay()]!,
+    a: names.a[date.getDay()]!,
     "%": "%",
   };
   return format.replace(/%([A-Za-z%])/g, (whole, code: string) => codes[code] ?? whole);

@@ -10,7 +10,8 @@
 import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
 import { jsonText } from "../../base/json.ts";
 import type { AddedToken } from "./added-tokens.ts";
-import { BpeTokenizer, isPair, normalizerOf, pairOf } from "./bpe-tokenizer.ts";
+import { isMergePair } from "./bpe-model.ts";
+import { BpeTokenizer, normalizerOf } from "./bpe-tokenizer.ts";
 import {
   byteLevelPreTokenizer,
   DEEPSEEK_CODER_PATTERNS,
@@ -167,11 +168,12 @@ function configOf({ tokens }: GgufVocabulary, roles: TokenRoles, extra: object):
 
 function addedTokens({ tokens, tokenTypes }: GgufVocabulary): AddedToken[] {
   const { unknown, control, userDefined } = TOKEN_TYPES;
-  return tokens.flatMap((content, id) => {
-    const type = tokenTypes?.[id];
-    if (type !== unknown && type !== control && type !== userDefined) return [];
-    return [{ id, content, special: type !== userDefined }];
-  });
+  const added: AddedToken[] = [];
+  for (const [id, type] of tokenTypes?.entries() ?? []) {
+    if (type !== unknown && type !== control && type !== userDefined) continue;
+    added.push({ id, content: tokens[id]!, special: type !== userDefined });
+  }
+  return added;
 }
 
 const addedJson = (token: AddedToken): object => ({
@@ -184,7 +186,7 @@ const addedJson = (token: AddedToken): object => ({
   special: token.special,
 });
 
-function bpeFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
+function bpeFromGguf(vocabulary: GgufVocabulary, ids: ReadonlyMap<string, number>, where: string): Tokenizer {
   const { pre, tokens, merges } = vocabulary;
   const known = Object.keys(PRE_TOKENIZERS);
   expectKnown(`${where}.pre`, pre ?? "nothing", known);
@@ -193,12 +195,12 @@ function bpeFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
     throw new FormatError({ where: `${where}.merges`, rule: "must be there for gpt2", got: "nothing" });
   }
   const roles = rolesOf(vocabulary, rules.addBos === true, where);
-  const pairs = merges.map(pairOf);
-  if (!pairs.every(isPair)) {
+  const odd = merges.find((merge) => !isMergePair(merge));
+  if (odd !== undefined) {
     throw new FormatError({
       where: `${where}.merges`,
       rule: "must each be two tokens with one space between",
-      got: JSON.stringify(merges.find((_, i) => !isPair(pairs[i]))),
+      got: JSON.stringify(odd),
     });
   }
   const added = addedTokens(vocabulary);
@@ -226,9 +228,8 @@ function bpeFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
     },
   });
   const files = lazyFiles(json, configOf(vocabulary, roles, { tokenizer_class: "PreTrainedTokenizerFast" }));
-  const ids = new Map(tokens.map((token, id) => [token, id]));
   const parts = {
-    vocabulary: { ids, merges: pairs, ignoreMerges },
+    vocabulary: { tokens, ids, merges, ignoreMerges },
     added,
     // Every row of the table above has such ones.
     normalize: normalizerOf(normalizer)!,
@@ -324,20 +325,20 @@ function spmFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
   );
 }
 
-/** @throws FormatError naming two ids of one token */
-function checkTokens({ tokens }: GgufVocabulary, where: string): void {
+/** Ids by token. @throws FormatError naming two ids of one token */
+function idsOf({ tokens }: GgufVocabulary, where: string): Map<string, number> {
   const ids = new Map<string, number>();
-  for (const [id, token] of tokens.entries()) {
-    const other = ids.get(token);
-    if (other !== undefined) {
-      throw new FormatError({
-        where: `${where}.tokens`,
-        rule: "must differ from each other",
-        got: `${JSON.stringify(token)} for ${other} and ${id}`,
-      });
-    }
+  for (let id = 0; id < tokens.length; id++) {
+    const token = tokens[id]!;
     ids.set(token, id);
+    if (ids.size > id) continue;
+    throw new FormatError({
+      where: `${where}.tokens`,
+      rule: "must differ from each other",
+      got: `${JSON.stringify(token)} for ${tokens.indexOf(token)} and ${id}`,
+    });
   }
+  return ids;
 }
 
 /**
@@ -347,10 +348,10 @@ function checkTokens({ tokens }: GgufVocabulary, where: string): void {
  *   together
  */
 export function tokenizerFromGguf(vocabulary: GgufVocabulary, where = WHERE): Tokenizer {
-  checkTokens(vocabulary, where);
+  const ids = idsOf(vocabulary, where);
   switch (vocabulary.model) {
     case "gpt2":
-      return bpeFromGguf(vocabulary, where);
+      return bpeFromGguf(vocabulary, ids, where);
     case "llama":
       return spmFromGguf(vocabulary, where);
     default:

@@ -13,6 +13,55 @@ export interface Merge {
   readonly id: number;
 }
 
+/**
+ * Merges by their pairs of ids, in the order of ranks: in arrays of numbers, since there are as many as tokens and a map of objects takes
+ * ten times the memory.
+ */
+export class MergeTable {
+  /** Of each merge, by rank. */
+  readonly #left: Int32Array;
+  readonly #right: Int32Array;
+  readonly #id: Int32Array;
+  /** Ranks plus one, where the pair's hash says or after; 0: none. Half of them stay empty. */
+  readonly #places: Int32Array;
+  #count = 0;
+
+  constructor(most: number) {
+    [this.#left, this.#right, this.#id] = [most, most, most].map((n) => new Int32Array(n)) as [
+      Int32Array,
+      Int32Array,
+      Int32Array,
+    ];
+    this.#places = new Int32Array(2 ** (1 + Math.ceil(Math.log2(Math.max(1, most)))));
+  }
+
+  /** Where the pair is, or would be. */
+  #place(left: number, right: number): number {
+    const mask = this.#places.length - 1;
+    const hash = Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca77);
+    let place = (hash ^ (hash >>> 15)) & mask;
+    for (let rank = this.#places[place]! - 1; rank >= 0; rank = this.#places[place]! - 1) {
+      if (this.#left[rank] === left && this.#right[rank] === right) break;
+      place = (place + 1) & mask;
+    }
+    return place;
+  }
+
+  /** The next merge; of two of one pair the later counts. */
+  add(left: number, right: number, id: number): void {
+    const rank = this.#count++;
+    this.#places[this.#place(left, right)] = rank + 1;
+    this.#left[rank] = left;
+    this.#right[rank] = right;
+    this.#id[rank] = id;
+  }
+
+  find(left: number, right: number): Merge | undefined {
+    const rank = this.#places[this.#place(left, right)]! - 1;
+    return rank < 0 ? undefined : { rank, id: this.#id[rank]! };
+  }
+}
+
 /** A key is rank · 2^30 + position, exact in a double up to 2^53. */
 const POSITIONS = 2 ** 30;
 export const MOST_RANKS = 2 ** 22;

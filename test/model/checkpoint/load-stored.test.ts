@@ -1,15 +1,21 @@
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { FileError } from "../../../src/base/errors.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { initializeLlama } from "../../../src/model/arch/llama.ts";
 import { modelConfigJson } from "../../../src/model/arch/models.ts";
-import { isQuantizedMatrix, type QuantizedMatrix } from "../../../src/model/arch/stored.ts";
+import {
+  isQuantizedMatrix,
+  type QuantizedMatrix,
+  type StoredSource,
+  type StoredWeight,
+} from "../../../src/model/arch/stored.ts";
 import { saveModelFolder } from "../../../src/model/checkpoint/folder.ts";
 import { nBitsOperands } from "../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
 import type { WritableType } from "../../../src/model/checkpoint/gguf/quantize.ts";
 import { saveGguf } from "../../../src/model/checkpoint/gguf/save.ts";
-import { loadModel, loadStoredModel } from "../../../src/model/checkpoint/load.ts";
+import { loadModel, loadStoredModel, type SourcedModel } from "../../../src/model/checkpoint/load.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import type { GgufVocabulary } from "../../../src/model/text/gguf.ts";
@@ -44,12 +50,55 @@ beforeAll(async () => {
 });
 afterAll(() => runtime.dispose());
 
+async function sourced(file: string): Promise<SourcedModel> {
+  const model = await loadStoredModel(file);
+  if ("source" in model) return model;
+  throw new Error("its weights are no longer in the file");
+}
+
+async function readAll({ forms, read }: StoredSource): Promise<Record<string, StoredWeight>> {
+  const weights: Record<string, StoredWeight> = {};
+  for (const name of Object.keys(forms)) weights[name] = await read(name);
+  return weights;
+}
+
 describe("loadStoredModel", () => {
+  it.each(["Q4_0", "Q8_0"] as const)("says what a weight is like before it is read: %s", async (type) => {
+    const { source } = await sourced(await fileOf(type));
+    for (const [name, weight] of Object.entries(await readAll(source))) {
+      if (!isQuantizedMatrix(weight)) {
+        expect(source.forms[name]).toEqual({ shape: weight.shape });
+        continue;
+      }
+      const { N, K, bits, blockSize, offsets } = weight;
+      expect(source.forms[name]).toEqual({ N, K, bits, blockSize, hasOffsets: offsets !== undefined });
+    }
+    await source.close();
+  });
+
+  it("reads rows of the embedding alone, as they are widened", async () => {
+    const file = await fileOf("Q4_0");
+    const { source } = await sourced(file);
+    const { shape, data } = (await loadModel(file)).tensors["model.embed_tokens.weight"]!;
+    const [V, C] = shape as [number, number];
+    const row = new Float32Array(C);
+    for (const id of [0, 7, V - 1]) {
+      source.readRow("model.embed_tokens.weight", id, row);
+      expect(row).toEqual(data.subarray(id * C, (id + 1) * C));
+    }
+    expect(() => source.readRow("model.embed_tokens.weight", V, row)).toThrow("is stored as it is");
+    await source.close();
+    expect(() => source.readRow("model.embed_tokens.weight", 0, row)).toThrow(FileError);
+    await expect(source.read("model.norm.weight")).rejects.toThrow(FileError);
+  });
+
   it.each(["Q4_0", "Q8_0"] as const)(
     "leaves blocks as they are, and joins those of one input: %s",
     async (type) => {
       const file = await fileOf(type);
-      const { weights } = await loadStoredModel(file);
+      const model = await sourced(file);
+      const weights = await readAll(model.source);
+      await model.source.close();
       await using source = await openGgufModel(file);
       const at = "model.layers.1";
       const joined = weights[`${at}.self_attn.qkv_proj.weight`] as QuantizedMatrix;
@@ -86,7 +135,7 @@ describe("loadStoredModel", () => {
     const file = await fileOf("Q4_0");
     const requests = [{ prompt: [1, 5, 9, 30], samples: 2, seed: 4 }];
     const options = { maxNewTokens: 30, stopIds: [] };
-    const { config, weights } = await loadStoredModel(file);
+    const { config, source: weights } = await sourced(file);
     const ours = new Engine(runtime, config, { slots: 2, stored: { weights, activations: "f32" } });
     const twin = new Engine(runtime, config, { slots: 2 });
     twin.adopt(deviceWeights(runtime, (await loadModel(file)).tensors));
@@ -99,8 +148,8 @@ describe("loadStoredModel", () => {
   it("widens what an engine cannot take so: floats, and heads that are too narrow", async () => {
     const narrow = { ...CONFIG, heads: 8, headDim: 8 };
     for (const file of [await fileOf("F16"), await fileOf("Q4_0", narrow)]) {
-      const { weights } = await loadStoredModel(file);
-      expect(weights).toEqual((await loadModel(file)).tensors);
+      const model = await loadStoredModel(file);
+      expect("tensors" in model && model.tensors).toEqual((await loadModel(file)).tensors);
     }
   });
 
@@ -110,7 +159,7 @@ describe("loadStoredModel", () => {
     const tensors = initializeLlama(config, 2);
     const folder = join(await temporaryFolder(), "model");
     await saveModelFolder(folder, { config, tensors, tokenizer });
-    expect((await loadStoredModel(folder)).weights).toEqual(tensors);
+    expect(await loadStoredModel(folder)).toMatchObject({ tensors });
   });
 
   const { scores: _, ...withoutScores } = VOCABULARY;
@@ -136,8 +185,9 @@ describe("loadStoredModel", () => {
     "says what is wrong with the text side when it is asked for: %s",
     async (_, vocabulary, rule) => {
       const file = await fileOf("Q4_0", CONFIG, vocabulary);
-      const model = await loadStoredModel(file);
-      expect(Object.keys(model.weights).length).toBeGreaterThan(0);
+      const model = await sourced(file);
+      expect(Object.keys(model.source.forms).length).toBeGreaterThan(0);
+      await model.source.close();
       for (const ask of [() => model.tokenizer, () => model.tokenizer, () => model.stopIds]) {
         expect(ask).toThrow(rule);
         expect(ask).toThrow(file);

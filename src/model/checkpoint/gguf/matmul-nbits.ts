@@ -16,7 +16,8 @@
 
 import { FormatError } from "../../../base/errors.ts";
 import { hostArray } from "../../../compute/tensor/host.ts";
-import type { QuantizedMatrix } from "../../arch/stored.ts";
+import { sizeOf } from "../../../compute/tensor/shape.ts";
+import type { QuantizedForm, QuantizedMatrix, Room } from "../../arch/stored.ts";
 import type { QuantizedTensor } from "./model.ts";
 import { type GgmlType, layoutOf } from "./types.ts";
 import { emptyParts, halfOf, type QuantizedType, UNPACKERS } from "./unpack.ts";
@@ -111,19 +112,33 @@ export function nBitsOperands(where: string, tensor: QuantizedTensor): Quantized
     });
   }
   const [N, K] = shape as readonly [number, number];
-  const target = emptyMatrix(type, N, K);
+  const target = emptyMatrix(formOf(type, N, K));
   return { ...target, rounding: fillRows(target, 0, type, tensor.blocks) };
 }
 
-/** Room for a matrix [N, K] of a type. */
-export function emptyMatrix(type: QuantizedType, N: number, K: number): Target {
+/** What a matrix [N, K] of a type is like. */
+export function formOf(type: QuantizedType, N: number, K: number): QuantizedForm {
   const { run, bits, center } = UNPACKERS[type];
-  const blocks = [N, K / run];
+  return { N, K, bits, blockSize: run, hasOffsets: center !== 0 };
+}
+
+const newRoom: Room = (bytes) => new Uint8Array(bytes);
+
+/** Such a matrix, to be filled: whatever is in the memory it gets. */
+export function emptyMatrix(
+  { N, K, bits, blockSize, hasOffsets }: QuantizedForm,
+  room: Room = newRoom,
+): Target {
+  const blocks = [N, K / blockSize];
+  const count = sizeOf(blocks);
+  const floats = ({ buffer, byteOffset }: Uint8Array<ArrayBuffer>) =>
+    hostArray("f32", blocks, new Float32Array(buffer, byteOffset, count));
+  const bytes = (blockSize * bits) / 8;
   return {
-    ...{ bits, blockSize: run, N, K },
-    codes: hostArray("u8", [...blocks, (run * bits) / 8]),
-    scales: hostArray("f32", blocks),
-    ...(center === 0 ? {} : { offsets: hostArray("f32", blocks) }),
+    ...{ bits, blockSize, N, K },
+    codes: hostArray("u8", [...blocks, bytes], room(bytes * count)),
+    scales: floats(newRoom(4 * count)),
+    ...(hasOffsets ? { offsets: floats(room(4 * count)) } : {}),
   };
 }
 
@@ -158,7 +173,8 @@ export function unpackedFill(type: QuantizedType): Fill {
       for (let i = 0; i < layout.block; i++) {
         const code = parts.quants[i]! + toCode;
         if (bits === 8) codes.data[element + i] = code;
-        else codes.data[(element + i) >> 1]! |= code << (4 * (i & 1));
+        else if ((i & 1) === 0) codes.data[(element + i) >> 1] = code;
+        else codes.data[(element + i) >> 1]! |= code << 4;
       }
     }
     return largest;

@@ -1,6 +1,6 @@
 /** A GGUF file as a model: its `config.json`, its tensors by Hugging Face name, its vocabulary. */
 
-import { FormatError } from "../../../base/errors.ts";
+import { FormatError, invariant } from "../../../base/errors.ts";
 import { type HostArray, hostArray } from "../../../compute/tensor/host.ts";
 import { type Shape, sizeOf } from "../../../compute/tensor/shape.ts";
 import type { GgufVocabulary } from "../../text/gguf.ts";
@@ -38,6 +38,11 @@ export interface GgufModel extends FloatSource {
    * @throws FormatError when there is no such tensor, or it is put together from several
    */
   readBlocks(name: string, memory?: ArrayBuffer): Promise<QuantizedTensor>;
+  /**
+   * A row of a matrix that the file stores as it is, in float32, at once.
+   * @param into  as many elements as a row has
+   */
+  readRow(name: string, row: number, into: Float32Array): void;
 }
 
 /** Bytes of a file read at once. */
@@ -156,6 +161,21 @@ class OpenGgufModel implements GgufModel {
       });
     });
     return array;
+  }
+
+  readRow(name: string, row: number, into: Float32Array): void {
+    const { recipe, shape } = this.#recipe(name);
+    const [rows, width] = shape as readonly [number, number];
+    invariant(
+      recipe.kind === "whole" && shape.length === 2 && row < rows && into.length === width,
+      `${name} is stored as it is, ${into.length} wide`,
+    );
+    const { type } = this.#info(recipe.from);
+    const { block, bytes } = layoutOf(type);
+    const rowBytes = (width / block) * bytes;
+    const stored = new Uint8Array(rowBytes);
+    this.#gguf.readIntoSync(recipe.from, stored, row * rowBytes);
+    dequantizeInto(type, stored, into);
   }
 
   async #readKeysValues(keys: string, values: string, y: Float32Array): Promise<void> {

@@ -48,6 +48,8 @@ export interface GgufFile extends AsyncDisposable {
    * @throws FormatError when there is no such tensor; FileError when the file cannot be read
    */
   readInto(name: string, target: Uint8Array, start: number): Promise<void>;
+  /** The same at once: for a few bytes. */
+  readIntoSync(name: string, target: Uint8Array, start: number): void;
   close(): Promise<void>;
 }
 
@@ -430,22 +432,26 @@ export async function openGguf(file: string): Promise<GgufFile> {
   }
   const { version, metadata, entries, dataStart } = header;
   const close = () => reader.close();
+  /** Where in the file bytes of a tensor are. */
+  const placeOf = (name: string, start: number, bytes: number): number => {
+    const entry = entries.get(name);
+    if (entry === undefined || start < 0 || start + bytes > entry.bytes) {
+      throw new FormatError({
+        where: `${file}: tensor ${brief(name)}`,
+        rule: `must hold the bytes ${start} to ${start + bytes}`,
+        got: entry === undefined ? "no such tensor" : `${entry.bytes} bytes`,
+      });
+    }
+    return dataStart + entry.offset + start;
+  };
   return {
     file,
     version,
     metadata,
     tensors: entries,
-    async readInto(name, target, start) {
-      const entry = entries.get(name);
-      if (entry === undefined || start < 0 || start + target.byteLength > entry.bytes) {
-        throw new FormatError({
-          where: `${file}: tensor ${brief(name)}`,
-          rule: `must hold the bytes ${start} to ${start + target.byteLength}`,
-          got: entry === undefined ? "no such tensor" : `${entry.bytes} bytes`,
-        });
-      }
-      await reader.readInto(target, dataStart + entry.offset + start);
-    },
+    readInto: async (name, target, start) => reader.readInto(target, placeOf(name, start, target.byteLength)),
+    readIntoSync: (name, target, start) =>
+      reader.readIntoSync(target, placeOf(name, start, target.byteLength)),
     close,
     [Symbol.asyncDispose]: close,
   };

@@ -86,6 +86,7 @@ function joined(first: GgufFile, parts: readonly GgufFile[]): GgufFile {
     tensors: new Map(parts.flatMap((part) => [...part.tensors])),
     // Whoever asks for a tensor that is nowhere is told so by the first.
     readInto: (name, target, start) => (holders.get(name) ?? first).readInto(name, target, start),
+    readIntoSync: (name, target, start) => (holders.get(name) ?? first).readIntoSync(name, target, start),
     close,
     [Symbol.asyncDispose]: close,
   };

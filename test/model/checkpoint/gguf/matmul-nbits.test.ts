@@ -6,6 +6,7 @@ import type { QuantizedMatrix } from "../../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
 import {
   emptyMatrix,
+  formOf,
   isQuantized,
   nBitsOperands,
   unpackedFill,
@@ -115,7 +116,7 @@ describe("nBitsOperands", () => {
     const memory = Uint8Array.from({ length: 1 + ((N * K) / block) * bytes }, () => random.integer(256));
     for (const start of [0, 1]) {
       const blocks = memory.subarray(start, memory.length - 1 + start);
-      const slow = emptyMatrix(type, N, K);
+      const slow = emptyMatrix(formOf(type, N, K));
       unpackedFill(type)(slow, 0, blocks);
       const { rounding, ...fast } = nBitsOperands("w", { type, shape: [N, K], blocks });
       expect(fast).toEqual(slow);
