@@ -48,8 +48,8 @@ export class PonderaSide implements GgufSide {
       maxPositions: positions,
       stored: this.#stored(this.#model),
     });
-    // Made when it is asked for, here while the last weights are laid out; llama.cpp has its vocabulary by now.
-    await this.#engine.read;
+    // Made when it is asked for, here while weights are laid out; llama.cpp has its vocabulary by now.
+    await this.#engine.waiting;
     this.#model.tokenizer;
   }
 

@@ -51,8 +51,8 @@ export interface LateInitializers {
   readonly specs: Readonly<Record<string, TensorSpec>>;
   /** Some of them; each is asked for once. */
   read(names: readonly string[]): Promise<NamedTensors>;
-  /** Told once all are read and the last of them are being laid out. */
-  allRead?(): void;
+  /** Told before the last are read, which wait for others to be laid out: whoever has something to do meanwhile does it now. */
+  waiting?(): void;
   /** See `ProgramIO.returned`. */
   returned(name: string): void;
 }
@@ -102,6 +102,7 @@ export async function compileInStages(
   try {
     for (const [i, each] of graphs.entries()) {
       checkGraph(each);
+      if (i === graphs.length - 1) late.waiting?.();
       await loading[i - AHEAD];
       const initializers = await read(wanted[i]!);
       const { inputs, outputs } = each;
@@ -111,7 +112,6 @@ export async function compileInStages(
       // Told of when all are waited for.
       loading[i]!.catch(() => {});
     }
-    late.allRead?.();
     loaded = await Promise.all(loading);
   } catch (error) {
     for (const stage of await Promise.allSettled(loading)) {

@@ -41,7 +41,7 @@ export function ggufText(file: string, vocabulary: GgufVocabulary | undefined): 
   const { chatTemplate, tokens } = vocabulary;
   if (chatTemplate === undefined) return { tokenizer };
   const token = (role: string, id: number | undefined): Record<string, string> =>
-    id === undefined ? {} : { [role]: tokens[id]! };
+    id === undefined ? {} : { [role]: tokens.at(id)! };
   const variables = {
     ...token("bos_token", tokenizer.bosId),
     ...token("eos_token", tokenizer.eosId),

@@ -83,7 +83,7 @@ function openSizesFor(limit: number, specs: Iterable<TensorSpec>): [number, numb
  */
 const STAGES = 4;
 
-/** When what weights were read into is given back, once all are laid out. */
+/** When what weights were read into is given back, once all are laid out; before the second prompt in any case. */
 const SOON_MS = 500;
 
 /** Where in memory tensors begin. */
@@ -156,8 +156,8 @@ function inputTensors(runtime: Runtime, name: string, weight: StoredWeight): Rec
 
 export class StoredForward implements Forward {
   readonly promptRows = 1;
-  /** Once all weights have been read, or one cannot be. */
-  readonly read: Promise<void>;
+  /** Once most weights are being laid out for the processor, or one cannot be read: the time for others to do their part. */
+  readonly waiting: Promise<void>;
   readonly #runtime: Runtime;
   readonly #config: ModelConfig;
   readonly #caches: Caches;
@@ -167,6 +167,8 @@ export class StoredForward implements Forward {
   readonly #inputs = new Map<string, DeviceTensor>();
   #slabs: Slab[] = [];
   #freeing: NodeJS.Timeout | undefined;
+  /** Whether a prompt has been run. */
+  #used = false;
   readonly #activations: Quantization["activations"];
   readonly #decoders = new Map<number, Decoder>();
   /** Of all slots; a batch uses the first rows. */
@@ -184,20 +186,29 @@ export class StoredForward implements Forward {
     this.#weights = options.weights;
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
-    // Laying out the weights takes a while, in which others may do their part; whoever runs it first is told what is wrong.
-    this.read = new Promise((resolve) => {
+    // Whoever runs it first is told what is wrong.
+    this.waiting = new Promise((resolve) => {
       this.#program(resolve)
         .catch(() => {})
         .then(() => {
           resolve();
           this.#slabs = [];
-          // A prompt that waits comes first: it takes every core.
-          this.#freeing = setTimeout(() => runtime.freeGarbage(), SOON_MS).unref();
+          this.#freeing = setTimeout(() => this.#free(), SOON_MS).unref();
         });
     });
   }
 
+  /** Gives back what weights were read into. The first prompt comes first: somebody waits for it, and it takes every core. */
+  #free(): void {
+    if (this.#freeing === undefined) return;
+    clearTimeout(this.#freeing);
+    this.#freeing = undefined;
+    this.#runtime.freeGarbage();
+  }
+
   async prefill(prompts: readonly Prompt[]): Promise<Prefix[]> {
+    if (this.#used) this.#free();
+    this.#used = true;
     const results: Prefix[] = [];
     for (const prompt of prompts) results.push(await this.#run(prompt));
     return results;
@@ -269,8 +280,8 @@ export class StoredForward implements Forward {
     return rows;
   }
 
-  /** @param onRead  called once all weights are read */
-  async #program(onRead: () => void = () => {}): Promise<Program> {
+  /** @param onWaiting  as {@link LateInitializers.waiting} */
+  async #program(onWaiting: () => void = () => {}): Promise<Program> {
     const { program } = await this.#programs.getCompiled("decode", () => {
       const { specs, maxPositions } = this.#caches;
       const weights = Object.assign(
@@ -299,7 +310,7 @@ export class StoredForward implements Forward {
       const late: LateInitializers = {
         specs: weights,
         read: (names) => this.#read(names),
-        allRead: onRead,
+        waiting: onWaiting,
         returned: (name) => this.#release(name),
       };
       const options = { name: "decode", inPlace: cachePairs(specs), open: [B, T] };
@@ -338,11 +349,11 @@ export class StoredForward implements Forward {
   #freeSlab(): Slab {
     let slab = this.#slabs.find(({ lent }) => lent.size === 0);
     if (slab === undefined) {
-      // What is cut at the weight nearest to its share takes no more; pages that are not written to take nothing.
+      // A stage's share, or the largest weight where that is more; scales, which lie elsewhere, leave room for an uneven cut.
       const sizes = Object.entries(this.#weights.forms).map(([name, form]) =>
         bytesOf(inputSpecs(name, form)),
       );
-      slab = new Slab(sizes.reduce((sum, size) => sum + size, 0) / STAGES + Math.max(...sizes));
+      slab = new Slab(Math.max(sizes.reduce((sum, size) => sum + size, 0) / STAGES, ...sizes));
       this.#slabs.push(slab);
     }
     slab.clear();

@@ -3,6 +3,7 @@
 import { FormatError } from "../../base/errors.ts";
 import { BYTE_CHARACTERS, toByteCharacters, utf8 } from "./byte-level.ts";
 import { MergeTable, MOST_RANKS, mergeSymbols } from "./merging.ts";
+import { type StringIndex, StringTable, sameBytes } from "./strings.ts";
 
 /** Two tokens, or a text of them with one space between. */
 export type MergePair = string | readonly [left: string, right: string];
@@ -14,19 +15,54 @@ export function isMergePair(pair: unknown): pair is MergePair {
   return space >= 0 && !pair.includes(" ", space + 1);
 }
 
-function tokensOf(pair: MergePair): readonly [left: string, right: string] {
-  if (typeof pair !== "string") return pair;
-  const space = pair.indexOf(" ");
-  return [pair.slice(0, space), pair.slice(space + 1)];
+const SPACE = 0x20;
+
+/** Pairs of tokens, the sooner merged first. */
+export interface Merges {
+  /** Both tokens of each. */
+  readonly texts: StringTable;
+  /** Where in its bytes the left token of each ends and the right one begins. */
+  readonly leftEnds: Uint32Array;
+  readonly rightStarts: Uint32Array;
+}
+
+/** Merges as texts with one space each. @param odd  called with the first that has none, or more than one */
+export function mergesOfTexts(texts: StringTable, odd: (index: number) => never): Merges {
+  const { bytes, starts, ends } = texts;
+  const [leftEnds, rightStarts] = [new Uint32Array(texts.length), new Uint32Array(texts.length)];
+  for (let i = 0; i < texts.length; i++) {
+    let spaces = 0;
+    for (let at = starts[i]!; at < ends[i]!; at++) {
+      if (bytes[at] !== SPACE) continue;
+      spaces++;
+      leftEnds[i] = at;
+      rightStarts[i] = at + 1;
+    }
+    if (spaces !== 1) odd(i);
+  }
+  return { texts, leftEnds, rightStarts };
+}
+
+/** Merges of either form; tokens of pairs may have spaces. */
+export function mergesOfPairs(pairs: readonly MergePair[]): Merges {
+  const lefts = new Uint32Array(pairs.length);
+  const texts = StringTable.from(
+    pairs.map((pair, i) => {
+      const [left, right] = typeof pair === "string" ? (pair.split(" ") as [string, string]) : pair;
+      lefts[i] = utf8(left).length;
+      return left + right;
+    }),
+  );
+  const middles = lefts.map((length, i) => texts.starts[i]! + length);
+  return { texts, leftEnds: middles, rightStarts: middles };
 }
 
 export interface BpeVocabulary {
-  /** By id, in byte characters; some ids may have none. */
-  readonly tokens: readonly (string | undefined)[];
-  /** The same, the other way. */
-  readonly ids: ReadonlyMap<string, number>;
-  /** The sooner merged first. */
-  readonly merges: readonly MergePair[];
+  /** In byte characters. */
+  readonly tokens: StringIndex;
+  /** The id of each. @default its index */
+  readonly ids?: Int32Array;
+  readonly merges: Merges;
   /** Whether a word that is a token is that token, whatever the merges say. */
   readonly ignoreMerges: boolean;
 }
@@ -36,8 +72,7 @@ const WORD_LENGTH = 32;
 const WORDS = 20_000;
 
 export class BpeModel {
-  readonly #ids: ReadonlyMap<string, number>;
-  readonly #ignoreMerges: boolean;
+  readonly #vocabulary: BpeVocabulary;
   /** The id of each byte; undefined where the vocabulary lacks it. */
   readonly #bytes: readonly (number | undefined)[];
   readonly #merges: MergeTable;
@@ -48,37 +83,58 @@ export class BpeModel {
    * @throws FormatError when a merge has a token that the vocabulary lacks
    */
   constructor(vocabulary: BpeVocabulary, where: string) {
-    const { tokens, ids, merges, ignoreMerges } = vocabulary;
-    this.#ids = ids;
-    this.#ignoreMerges = ignoreMerges;
-    this.#bytes = BYTE_CHARACTERS.map((character) => ids.get(character));
-    if (merges.length > MOST_RANKS) {
-      throw new FormatError({
-        where,
-        rule: `must have at most ${MOST_RANKS} merges`,
-        got: `${merges.length}`,
-      });
+    this.#vocabulary = vocabulary;
+    this.#bytes = BYTE_CHARACTERS.map((character) => this.#idOf(vocabulary.tokens.indexOf(character)));
+    const { length } = vocabulary.merges.texts;
+    if (length > MOST_RANKS) {
+      throw new FormatError({ where, rule: `must have at most ${MOST_RANKS} merges`, got: `${length}` });
     }
-    this.#merges = new MergeTable(merges.length);
-    let made: number | undefined;
-    for (let rank = 0; rank < merges.length; rank++) {
-      const [left, right] = tokensOf(merges[rank]!);
-      const [a, b] = [ids.get(left), ids.get(right)];
+    this.#merges = this.#mergeTable(where);
+  }
+
+  #idOf(index: number): number | undefined {
+    return index < 0 ? undefined : (this.#vocabulary.ids?.[index] ?? index);
+  }
+
+  #mergeTable(where: string): MergeTable {
+    const { tokens, merges } = this.#vocabulary;
+    const { texts, leftEnds, rightStarts } = merges;
+    const { bytes } = texts;
+    const { table } = tokens;
+    const found = new MergeTable(texts.length);
+    let made = -1;
+    for (let rank = 0; rank < texts.length; rank++) {
+      const start = texts.starts[rank]!;
+      const leftEnd = leftEnds[rank]!;
+      const rightStart = rightStarts[rank]!;
+      const end = texts.ends[rank]!;
+      const left = tokens.find(bytes, start, leftEnd);
+      const right = tokens.find(bytes, rightStart, end);
       // Most often tokens are in the order of their merges, and a look is quicker than looking up.
-      const next: string = (made !== undefined && tokens[made + 1]) || "";
+      const next = made + 1 < table.length ? table.starts[made + 1]! : 0;
       const isNext =
-        next.length === left.length + right.length && next.startsWith(left) && next.endsWith(right);
-      const id = isNext ? made! + 1 : ids.get(left + right);
-      made = id;
-      if (a === undefined || b === undefined || id === undefined) {
+        made + 1 < table.length &&
+        table.ends[made + 1]! - next === leftEnd - start + (end - rightStart) &&
+        sameBytes(bytes, start, leftEnd, table.bytes, next) &&
+        sameBytes(bytes, rightStart, end, table.bytes, next + leftEnd - start);
+      if (isNext) made++;
+      else {
+        const both = new Uint8Array(leftEnd - start + (end - rightStart));
+        both.set(bytes.subarray(start, leftEnd));
+        both.set(bytes.subarray(rightStart, end), leftEnd - start);
+        made = tokens.find(both);
+      }
+      if (left < 0 || right < 0 || made < 0) {
+        const text = (from: number, to: number): string => Buffer.from(bytes.subarray(from, to)).toString();
         throw new FormatError({
           where: `${where}: merge ${rank}`,
           rule: "must be of two tokens of the vocabulary, and make a third",
-          got: JSON.stringify(`${left} ${right}`),
+          got: JSON.stringify(`${text(start, leftEnd)} ${text(rightStart, end)}`),
         });
       }
-      this.#merges.add(a, b, id);
+      found.add(this.#idOf(left)!, this.#idOf(right)!, this.#idOf(made)!);
     }
+    return found;
   }
 
   /** @throws FormatError when the vocabulary lacks one of its bytes */
@@ -95,8 +151,8 @@ export class BpeModel {
 
   #encode(word: string): readonly number[] {
     const bytes = utf8(word);
-    if (this.#ignoreMerges) {
-      const whole = this.#ids.get(toByteCharacters(bytes));
+    if (this.#vocabulary.ignoreMerges) {
+      const whole = this.#idOf(this.#vocabulary.tokens.indexOf(toByteCharacters(bytes)));
       if (whole !== undefined) return [whole];
     }
     const symbols: number[] = [];

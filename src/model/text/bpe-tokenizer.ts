@@ -9,9 +9,10 @@
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
 import { type AddedToken, AddedTokenMatcher, isControl, type Segment } from "./added-tokens.ts";
-import { BpeModel, type BpeVocabulary, isMergePair, type MergePair } from "./bpe-model.ts";
+import { BpeModel, type BpeVocabulary, isMergePair, type MergePair, mergesOfPairs } from "./bpe-model.ts";
 import { concatBytes, fromByteCharacters, fromUtf8, spellBytes, utf8 } from "./byte-level.ts";
 import { byteLevelPreTokenizer, type PreTokenizer } from "./pre-tokenizer.ts";
+import { StringIndex, StringTable } from "./strings.ts";
 import {
   type EncodeOptions,
   type Tokenizer,
@@ -39,6 +40,8 @@ export class BpeTokenizer implements Tokenizer {
   readonly #model: BpeModel;
   readonly #files: TokenizerFiles;
   readonly #added = new Map<number, AddedToken>();
+  /** Where in the vocabulary each id is, unless that is the id. */
+  readonly #indices = new Map<number, number>();
   readonly #bytes: Uint8Array[] = [];
   /** Matchers before and after the normalizer: of all added tokens, and of those that are no control tokens. */
   readonly #matchers: Readonly<Record<"all" | "plain", readonly [AddedTokenMatcher, AddedTokenMatcher]>>;
@@ -51,7 +54,12 @@ export class BpeTokenizer implements Tokenizer {
     this.#parts = parts;
     this.#model = new BpeModel(parts.vocabulary, where);
     this.#files = files;
-    let size = parts.vocabulary.tokens.length;
+    const { tokens, ids } = parts.vocabulary;
+    let size = tokens.table.length;
+    for (const [index, id] of ids?.entries() ?? []) {
+      this.#indices.set(id, index);
+      size = Math.max(size, id + 1);
+    }
     for (const token of parts.added) {
       this.#added.set(token.id, token);
       size = Math.max(size, token.id + 1);
@@ -110,7 +118,9 @@ export class BpeTokenizer implements Tokenizer {
     let bytes = this.#bytes[id];
     if (bytes === undefined) {
       const added = this.#added.get(id);
-      const token = added?.content ?? this.#parts.vocabulary.tokens[id];
+      const { tokens, ids } = this.#parts.vocabulary;
+      const index = ids === undefined ? id : (this.#indices.get(id) ?? -1);
+      const token = added?.content ?? tokens.table.at(index);
       if (token === undefined) {
         throw new FormatError({
           where: "token ids to decode",
@@ -216,20 +226,23 @@ export function asBpeTokenizer(
   const normalize = normalizerOf(normalizer);
   const preTokenizer = byteLevelPreTokenizer(pre_tokenizer);
   if (normalize === undefined || preTokenizer === undefined) return undefined;
-  const ids = new Map(Object.entries(model.vocab));
-  const tokens: string[] = [];
-  for (const [token, id] of ids) tokens[id] = token;
+  const idOf = new Map(Object.entries(model.vocab));
   const added = added_tokens.map(({ single_word, ...token }) => ({ ...token, singleWord: single_word }));
   const byContent = new Map(added.map((token) => [token.content, token.id]));
   const parts: BpeParts = {
-    vocabulary: { tokens, ids, merges: model.merges, ignoreMerges: model.ignore_merges },
+    vocabulary: {
+      tokens: new StringIndex(StringTable.from([...idOf.keys()])),
+      ids: Int32Array.from(idOf.values()),
+      merges: mergesOfPairs(model.merges),
+      ignoreMerges: model.ignore_merges,
+    },
     added,
     normalize,
     preTokenizer,
   };
   return new BpeTokenizer(
     parts,
-    roles((token) => byContent.get(token) ?? ids.get(token)),
+    roles((token) => byContent.get(token) ?? idOf.get(token)),
     files,
     where,
   );

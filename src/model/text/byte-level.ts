@@ -65,7 +65,7 @@ export function fromByteCharacters(token: string): Uint8Array {
 }
 
 /** Several runs of bytes as one. */
-export function concatBytes(parts: readonly Uint8Array[]): Uint8Array {
+export function concatBytes(parts: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
   const all = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
   for (const part of parts) {

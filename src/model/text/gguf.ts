@@ -10,7 +10,7 @@
 import { ConfigError, expectKnown, FormatError } from "../../base/errors.ts";
 import { jsonText } from "../../base/json.ts";
 import type { AddedToken } from "./added-tokens.ts";
-import { isMergePair } from "./bpe-model.ts";
+import { mergesOfTexts } from "./bpe-model.ts";
 import { BpeTokenizer, normalizerOf } from "./bpe-tokenizer.ts";
 import {
   byteLevelPreTokenizer,
@@ -24,6 +24,7 @@ import {
   TEKKEN_PATTERN,
 } from "./pre-tokenizer.ts";
 import { SPACE, SpmTokenizer, type SpmVocabulary } from "./spm-tokenizer.ts";
+import { StringIndex, type Strings, StringTable } from "./strings.ts";
 import type { Tokenizer, TokenizerFiles, TokenRoles } from "./tokenizer-files.ts";
 
 /** What a token is; `tokenTypes` holds these numbers. */
@@ -43,13 +44,13 @@ export interface GgufVocabulary {
   /** Which pre-tokenizer (`llama-bpe`, `qwen2`, `deepseek-r1-qwen`, …); `gpt2` alone has one. */
   readonly pre?: string;
   /** By id: in byte characters (`gpt2`), or with ▁ for spaces (`llama`). */
-  readonly tokens: readonly string[];
+  readonly tokens: Strings;
   /** By id, log-probabilities; needed by `llama`. */
   readonly scores?: Float32Array;
   /** By id, numbers of {@link TOKEN_TYPES}. @default all normal */
   readonly tokenTypes?: Int32Array;
   /** Two tokens each with a space between, the first merged first; needed by `gpt2`. */
-  readonly merges?: readonly string[];
+  readonly merges?: Strings;
   readonly bosId?: number;
   readonly eosId?: number;
   /** Ends a turn of a chat. */
@@ -140,7 +141,7 @@ function lazyFiles(tokenizer: () => object, config: object): TokenizerFiles {
 function rolesOf(vocabulary: GgufVocabulary, addBos: boolean, where: string): TokenRoles {
   const { tokens, bosId, eosId, paddingId } = vocabulary;
   for (const [name, id] of Object.entries({ bos: bosId, eos: eosId, padding: paddingId })) {
-    if (id === undefined ? name !== "eos" : tokens[id] !== undefined) continue;
+    if (id === undefined ? name !== "eos" : tokens.at(id) !== undefined) continue;
     throw new FormatError({
       where: `${where}.${name}_token_id`,
       rule: `must be one of the ${tokens.length} tokens`,
@@ -159,9 +160,9 @@ function configOf({ tokens }: GgufVocabulary, roles: TokenRoles, extra: object):
   return {
     ...extra,
     add_bos_token: roles.addsBos,
-    ...(roles.bosId === undefined ? {} : { bos_token: tokens[roles.bosId] }),
-    eos_token: tokens[roles.eosId],
-    pad_token: tokens[roles.padId],
+    ...(roles.bosId === undefined ? {} : { bos_token: tokens.at(roles.bosId) }),
+    eos_token: tokens.at(roles.eosId),
+    pad_token: tokens.at(roles.padId),
     clean_up_tokenization_spaces: false,
   };
 }
@@ -169,9 +170,10 @@ function configOf({ tokens }: GgufVocabulary, roles: TokenRoles, extra: object):
 function addedTokens({ tokens, tokenTypes }: GgufVocabulary): AddedToken[] {
   const { unknown, control, userDefined } = TOKEN_TYPES;
   const added: AddedToken[] = [];
-  for (const [id, type] of tokenTypes?.entries() ?? []) {
+  for (let id = 0; id < tokens.length; id++) {
+    const type = tokenTypes?.[id];
     if (type !== unknown && type !== control && type !== userDefined) continue;
-    added.push({ id, content: tokens[id]!, special: type !== userDefined });
+    added.push({ id, content: tokens.at(id)!, special: type !== userDefined });
   }
   return added;
 }
@@ -186,23 +188,22 @@ const addedJson = (token: AddedToken): object => ({
   special: token.special,
 });
 
-function bpeFromGguf(vocabulary: GgufVocabulary, ids: ReadonlyMap<string, number>, where: string): Tokenizer {
-  const { pre, tokens, merges } = vocabulary;
+function bpeFromGguf(vocabulary: GgufVocabulary, index: StringIndex, where: string): Tokenizer {
+  const { pre, tokens, merges: texts } = vocabulary;
   const known = Object.keys(PRE_TOKENIZERS);
   expectKnown(`${where}.pre`, pre ?? "nothing", known);
   const rules = PRE_TOKENIZERS[pre!]!;
-  if (merges === undefined) {
+  if (texts === undefined) {
     throw new FormatError({ where: `${where}.merges`, rule: "must be there for gpt2", got: "nothing" });
   }
   const roles = rolesOf(vocabulary, rules.addBos === true, where);
-  const odd = merges.find((merge) => !isMergePair(merge));
-  if (odd !== undefined) {
+  const merges = mergesOfTexts(StringTable.from(texts), (odd) => {
     throw new FormatError({
       where: `${where}.merges`,
       rule: "must each be two tokens with one space between",
-      got: JSON.stringify(odd),
+      got: JSON.stringify(texts.at(odd)),
     });
-  }
+  });
   const added = addedTokens(vocabulary);
   const { preTokenizer, normalizer = null, ignoreMerges = false } = rules;
   const json = () => ({
@@ -223,13 +224,13 @@ function bpeFromGguf(vocabulary: GgufVocabulary, ids: ReadonlyMap<string, number
       fuse_unk: false,
       byte_fallback: false,
       ignore_merges: ignoreMerges,
-      vocab: Object.fromEntries(tokens.map((token, id) => [token, id])),
-      merges,
+      vocab: Object.fromEntries([...tokens].map((token, id) => [token, id])),
+      merges: [...texts],
     },
   });
   const files = lazyFiles(json, configOf(vocabulary, roles, { tokenizer_class: "PreTrainedTokenizerFast" }));
   const parts = {
-    vocabulary: { tokens, ids, merges, ignoreMerges },
+    vocabulary: { tokens: index, merges, ignoreMerges },
     added,
     // Every row of the table above has such ones.
     normalize: normalizerOf(normalizer)!,
@@ -289,7 +290,8 @@ function spmJson(spm: SpmVocabulary): object {
 }
 
 function spmFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
-  const { tokens, scores, tokenTypes, unknownId } = vocabulary;
+  const { scores, tokenTypes, unknownId } = vocabulary;
+  const tokens = [...vocabulary.tokens];
   if (scores === undefined) {
     throw new FormatError({ where: `${where}.scores`, rule: "must be there for llama", got: "nothing" });
   }
@@ -325,20 +327,16 @@ function spmFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
   );
 }
 
-/** Ids by token. @throws FormatError naming two ids of one token */
-function idsOf({ tokens }: GgufVocabulary, where: string): Map<string, number> {
-  const ids = new Map<string, number>();
-  for (let id = 0; id < tokens.length; id++) {
-    const token = tokens[id]!;
-    ids.set(token, id);
-    if (ids.size > id) continue;
-    throw new FormatError({
-      where: `${where}.tokens`,
-      rule: "must differ from each other",
-      got: `${JSON.stringify(token)} for ${tokens.indexOf(token)} and ${id}`,
-    });
-  }
-  return ids;
+/** @throws FormatError naming two ids of one token */
+function indexOf({ tokens }: GgufVocabulary, where: string): StringIndex {
+  const index = new StringIndex(StringTable.from(tokens));
+  if (index.repeated === undefined) return index;
+  const [first, again] = index.repeated;
+  throw new FormatError({
+    where: `${where}.tokens`,
+    rule: "must differ from each other",
+    got: `${JSON.stringify(tokens.at(again))} for ${first} and ${again}`,
+  });
 }
 
 /**
@@ -348,10 +346,10 @@ function idsOf({ tokens }: GgufVocabulary, where: string): Map<string, number> {
  *   together
  */
 export function tokenizerFromGguf(vocabulary: GgufVocabulary, where = WHERE): Tokenizer {
-  const ids = idsOf(vocabulary, where);
+  const index = indexOf(vocabulary, where);
   switch (vocabulary.model) {
     case "gpt2":
-      return bpeFromGguf(vocabulary, ids, where);
+      return bpeFromGguf(vocabulary, index, where);
     case "llama":
       return spmFromGguf(vocabulary, where);
     default:

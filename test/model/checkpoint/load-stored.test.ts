@@ -177,7 +177,7 @@ describe("loadStoredModel", () => {
     ],
     [
       "a token twice",
-      { ...VOCABULARY, tokens: VOCABULARY.tokens.with(9, "t2") },
+      { ...VOCABULARY, tokens: [...VOCABULARY.tokens].with(9, "t2") },
       /tokenizer\.ggml\.tokens: must differ .*"t2" for 5 and 9/,
     ],
   ];

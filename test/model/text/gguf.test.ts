@@ -28,7 +28,7 @@ const PIECES = { "▁": -9, a: -10, b: -11, ab: -1, "▁ab": -3, "▁a": -2, aba
 const shown = (vocabulary: GgufVocabulary, text: string, options?: { allowSpecial: boolean }) =>
   tokenizerFromGguf(vocabulary)
     .encode(text, options)
-    .map((id) => vocabulary.tokens[id]);
+    .map((id) => vocabulary.tokens.at(id));
 
 describe("SentencePiece vocabularies", () => {
   it("merge by score, the leftmost of equals first, and spell the rest in bytes", () => {
@@ -106,7 +106,7 @@ describe("SentencePiece vocabularies", () => {
     fc.assert(
       fc.property(fc.array(fc.constantFrom("a", "b", " "), { minLength: 1, maxLength: 30 }), (letters) => {
         const text = letters.join("");
-        expect(tokenizer.encode(text).map((id) => vocabulary.tokens[id])).toEqual(slowly(text));
+        expect(tokenizer.encode(text).map((id) => vocabulary.tokens.at(id))).toEqual(slowly(text));
       }),
       { numRuns: 500 },
     );
@@ -151,7 +151,7 @@ describe("byte-pair vocabularies of GGUF files", () => {
     const vocabulary = bpe(pre);
     return tokenizerFromGguf(vocabulary)
       .encode(text)
-      .map((id) => vocabulary.tokens[id]);
+      .map((id) => vocabulary.tokens.at(id));
   };
 
   it("cut text as the pre-tokenizer that they name", () => {
@@ -185,7 +185,7 @@ describe("byte-pair vocabularies of GGUF files", () => {
       });
       return tokenizerFromGguf(vocabulary)
         .encode(text)
-        .map((id) => vocabulary.tokens[id]!);
+        .map((id) => vocabulary.tokens.at(id)!);
     };
     // Within one word "a A" is merged first; where a capital begins another, it is with what follows it.
     expect(cut("gpt-2", "aAa")).toEqual(["aA", "a"]);

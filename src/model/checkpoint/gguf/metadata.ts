@@ -1,6 +1,7 @@
 /** Typed access to a GGUF file's metadata: what is missing or of another kind is an error that names the file and the key. */
 
 import { FormatError } from "../../../base/errors.ts";
+import { StringTable } from "../../text/strings.ts";
 import type { GgufFile, GgufValue } from "./reader.ts";
 
 /** A value as an error shows it. */
@@ -84,12 +85,11 @@ export class Metadata {
     return this.#get(key, "must be text", (value) => (typeof value === "string" ? value : undefined), absent);
   }
 
-  strings(key: string): readonly string[] {
+  strings(key: string): StringTable {
     return this.#get(
       key,
       "must be an array of texts",
-      // An array of strings is the one plain array; those of numbers are typed.
-      (value) => (Array.isArray(value) ? (value as readonly string[]) : undefined),
+      (value) => (value instanceof StringTable ? value : undefined),
       undefined,
     );
   }

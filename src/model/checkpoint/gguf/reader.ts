@@ -9,13 +9,16 @@
  *   not overlap, and only the element types of {@link GGML_TYPES} are known
  */
 
+import { isUtf8 } from "node:buffer";
 import { FormatError } from "../../../base/errors.ts";
 import { type Shape, sizeOf } from "../../../compute/tensor/shape.ts";
+import { concatBytes } from "../../text/byte-level.ts";
+import { StringTable } from "../../text/strings.ts";
 import { openRanges, type RangeReader } from "../range-reader.ts";
 import { type GgmlType, ggmlTypeNames, ggmlTypeOf, layoutOf } from "./types.ts";
 
 export type GgufArray =
-  | readonly string[]
+  | StringTable
   | Uint8Array
   | Int8Array
   | Uint16Array
@@ -177,47 +180,81 @@ class Cursor {
     return Number(count);
   }
 
-  async string(field: string, most = MAX_HEADER_BYTES): Promise<string> {
+  /** The bytes of a string, in the window. */
+  async #stringBytes(field: string, most: number): Promise<Uint8Array> {
     if (++this.#strings > MAX_STRINGS) {
       this.fail(field, `must be among the first ${MAX_STRINGS} strings`, "more");
     }
     const length = await this.count(`${field}, length`, 1, most);
     const at = await this.#take(field, length);
-    try {
-      return utf8.decode(this.#window.subarray(at, at + length));
-    } catch {
-      this.fail(field, "must be UTF-8 text", `${length} other bytes`);
-    }
+    const bytes = this.#window.subarray(at, at + length);
+    if (!isUtf8(bytes)) this.fail(field, "must be UTF-8 text", `${length} other bytes`);
+    return bytes;
+  }
+
+  async string(field: string, most = MAX_HEADER_BYTES): Promise<string> {
+    return utf8.decode(await this.#stringBytes(field, most));
   }
 
   /** So many strings, those that lie whole in the window without waiting for each: a vocabulary has a hundred thousand. */
-  async strings(field: string, count: number): Promise<string[]> {
-    const strings: string[] = [];
-    while (strings.length < count) {
-      this.#windowStrings(strings, count);
-      if (strings.length < count) strings.push(await this.string(`${field}[${strings.length}]`));
+  async strings(field: string, count: number): Promise<StringTable> {
+    const [starts, ends] = [new Uint32Array(count), new Uint32Array(count)];
+    const pieces: Uint8Array[] = [];
+    let size = 0;
+    /** @returns where they will be */
+    const keep = (more: Uint8Array): number => {
+      pieces.push(more);
+      size += more.length;
+      return size - more.length;
+    };
+    for (let done = 0; done < count; done++) {
+      const many = this.#windowStrings(starts.subarray(done), ends.subarray(done));
+      const at = keep(many.bytes);
+      for (let i = done; i < done + many.count; i++) {
+        starts[i]! += at;
+        ends[i]! += at;
+      }
+      done += many.count;
+      if (done === count) break;
+      const text = await this.#stringBytes(`${field}[${done}]`, MAX_HEADER_BYTES);
+      starts[done] = keep(text.slice());
+      ends[done] = size;
     }
-    return strings;
+    return new StringTable(concatBytes(pieces), starts, ends);
   }
 
-  /** Adds strings up to `count` of them, as long as they are sound and lie in the window; {@link string} says what is wrong. */
-  #windowStrings(strings: string[], count: number): void {
-    const { buffer, byteOffset, byteLength } = this.#window;
-    const text = Buffer.from(buffer, byteOffset, byteLength);
-    const end = Math.min(byteLength, this.#limit - this.#windowStart);
-    let at = this.#position - this.#windowStart;
-    while (strings.length < count && at + 8 <= end && this.#strings < MAX_STRINGS) {
+  /**
+   * Strings as long as they are sound and lie in the window; {@link string} says what is wrong with others.
+   * @param starts  takes where each begins in the bytes returned, and `ends` before where it ends: as many as there are
+   */
+  #windowStrings(
+    starts: Uint32Array,
+    ends: Uint32Array,
+  ): { readonly count: number; readonly bytes: Uint8Array } {
+    const first = this.#position - this.#windowStart;
+    const end = Math.min(this.#window.byteLength, this.#limit - this.#windowStart);
+    let at = first;
+    let count = 0;
+    while (count < starts.length && at + 8 <= end && this.#strings + count < MAX_STRINGS) {
       const start = at + 8;
       const length = this.#view.getUint32(at, true);
       if (this.#view.getUint32(at + 4, true) !== 0 || start + length > end) break;
-      const string = text.toString("utf8", start, start + length);
-      // What stands for bytes that are no text, and may stand there itself.
-      if (string.includes("\ufffd")) break;
-      strings.push(string);
-      this.#strings++;
+      starts[count] = start - first;
       at = start + length;
+      ends[count] = at - first;
+      count++;
     }
-    this.#position = this.#windowStart + at;
+    let bytes = this.#window.slice(first, at);
+    // Zeros between them instead of lengths, which are no part of a character: all are sound if the whole is.
+    for (let i = 0; i < count; i++) bytes.fill(0, starts[i]! - 8, starts[i]!);
+    if (!isUtf8(bytes)) {
+      count = 0;
+      while (isUtf8(bytes.subarray(starts[count], ends[count]))) count++;
+      bytes = bytes.subarray(0, count === 0 ? 0 : ends[count - 1]!);
+    }
+    this.#strings += count;
+    this.#position += bytes.length;
+    return { count, bytes };
   }
 
   async number(field: string, type: NumberType): Promise<number | bigint | boolean> {

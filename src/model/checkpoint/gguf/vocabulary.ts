@@ -66,10 +66,10 @@ export function vocabularyMetadata(vocabulary: GgufVocabulary): [string, Writabl
   const { model, pre, tokens, scores, tokenTypes, merges, chatTemplate } = vocabulary;
   const pairs: [string, WritableValue][] = [[at("model"), ["string", model]]];
   if (pre !== undefined) pairs.push([at("pre"), ["string", pre]]);
-  pairs.push([at("tokens"), ["strings", tokens]]);
+  pairs.push([at("tokens"), ["strings", [...tokens]]]);
   if (scores !== undefined) pairs.push([at("scores"), ["float32s", scores]]);
   if (tokenTypes !== undefined) pairs.push([at("token_type"), ["int32s", tokenTypes]]);
-  if (merges !== undefined) pairs.push([at("merges"), ["strings", merges]]);
+  if (merges !== undefined) pairs.push([at("merges"), ["strings", [...merges]]]);
   for (const [field, key] of IDS) {
     const id = vocabulary[field];
     if (id !== undefined) pairs.push([key, ["uint32", id]]);

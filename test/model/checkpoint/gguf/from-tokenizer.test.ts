@@ -26,7 +26,7 @@ describe("vocabularyFromTokenizer", () => {
   it("takes Pondera's characters as a SentencePiece vocabulary that adds no space", async () => {
     const { tokens, scores, tokenTypes, ...rest } = await fromFolder(fixturePath("saved-model"));
     expect(tokens).toHaveLength(71);
-    expect(tokens.slice(0, 7)).toEqual([
+    expect([...tokens].slice(0, 7)).toEqual([
       "<pad>",
       "<bos>",
       "<eos>",
@@ -56,10 +56,10 @@ describe("vocabularyFromTokenizer", () => {
     const json = JSON.parse(tokenizer);
     expect(vocabulary).toMatchObject({ model: "gpt2", pre: "gpt-2" });
     for (const [token, id] of Object.entries(json.model.vocab))
-      expect(vocabulary.tokens[id as number]).toBe(token);
-    for (const { id, content } of json.added_tokens) expect(vocabulary.tokens[id]).toBe(content);
+      expect(vocabulary.tokens.at(id as number)).toBe(token);
+    for (const { id, content } of json.added_tokens) expect(vocabulary.tokens.at(id)).toBe(content);
     expect(vocabulary.merges).toHaveLength(json.model.merges.length);
-    expect(vocabulary.merges![0]!.split(" ")).toHaveLength(2);
+    expect(vocabulary.merges!.at(0)!.split(" ")).toHaveLength(2);
     expect(vocabulary.scores).toBeUndefined();
   });
 
@@ -175,7 +175,7 @@ describe.skipIf(!existsSync(join(deepseek, "tokenizer.json")))("a published toke
     const files = { ...(await readTokenizerFiles(deepseek)) };
     const vocabulary = vocabularyFromTokenizer(files, tokenizerPaths(deepseek));
     expect(vocabulary.pre).toBe("deepseek-v3");
-    expect(vocabulary.tokens[vocabulary.bosId!]).toBe("<｜begin▁of▁sentence｜>");
+    expect(vocabulary.tokens.at(vocabulary.bosId!)).toBe("<｜begin▁of▁sentence｜>");
     expect(vocabulary.merges!.length).toBeGreaterThan(100_000);
   });
 });

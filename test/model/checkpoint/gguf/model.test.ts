@@ -163,9 +163,9 @@ describe("the vocabulary of a GGUF model", () => {
   it("is plain data", async () => {
     await using model = await open("llama");
     const { tokens, scores, tokenTypes, ...rest } = model.vocabulary!;
-    expect(tokens.slice(0, 4)).toEqual(["<unk>", "<s>", "</s>", "<0x00>"]);
-    expect(tokens.slice(-2)).toEqual(["▁a", "ab"]);
-    expect([...scores!]).toEqual(tokens.map((_, i) => -i));
+    expect([...tokens].slice(0, 4)).toEqual(["<unk>", "<s>", "</s>", "<0x00>"]);
+    expect([...tokens].slice(-2)).toEqual(["▁a", "ab"]);
+    expect([...scores!]).toEqual([...tokens].map((_, i) => -i));
     expect([...tokenTypes!.slice(0, 5)]).toEqual([2, 3, 3, 6, 6]);
     expect(rest).toEqual({
       model: "llama",
@@ -370,6 +370,6 @@ describe.skipIf(!existsSync(published("ggml-vocab-deepseek-llm")))("vocabularies
     expect(vocabulary).toMatchObject({ model: "gpt2", pre });
     expect(vocabulary.tokens).toHaveLength(tokens);
     expect(vocabulary.merges).toHaveLength(merges);
-    expect(vocabulary.tokens[vocabulary.bosId!]).toBe("<｜begin▁of▁sentence｜>");
+    expect(vocabulary.tokens.at(vocabulary.bosId!)).toBe("<｜begin▁of▁sentence｜>");
   });
 });

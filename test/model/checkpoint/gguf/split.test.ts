@@ -6,6 +6,7 @@ import { openGgufModel } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
 import { openSplitGguf } from "../../../../src/model/checkpoint/gguf/split.ts";
 import { type WritableValue, writeGguf } from "../../../../src/model/checkpoint/gguf/writer.ts";
+import { StringTable } from "../../../../src/model/text/strings.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
 import { fixturePath } from "../../../fixture.ts";
 
@@ -78,7 +79,7 @@ describe("openSplitGguf", () => {
           return [[key, [Number.isInteger(value) ? "uint32" : "float32", value]]];
         if (value instanceof Float32Array) return [[key, ["float32s", value]]];
         if (value instanceof Int32Array) return [[key, ["int32s", value]]];
-        return Array.isArray(value) ? [[key, ["strings", value as string[]]]] : [];
+        return value instanceof StringTable ? [[key, ["strings", [...value]]]] : [];
       });
       const metadata = new Map<string, WritableValue>([
         ...kept,
