@@ -19,7 +19,7 @@ const QUICK: FreshRunConfig = {
   threads: availableParallelism(),
   model: sizesOf(4),
   pretrain: {
-    steps: 1160,
+    steps: 1060,
     rows: 14,
     rowLength: 224,
     rates: { adamW: 0.008, muon: 0.02 },
@@ -35,7 +35,7 @@ const QUICK: FreshRunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 90,
+    steps: 72,
     prompts: 32,
     samples: 8,
     maxNewTokens: 272,

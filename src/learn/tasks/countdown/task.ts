@@ -30,7 +30,7 @@ import { HIT, MISS } from "./walks.ts";
 export const COUNTDOWN_GAMES = {
   quick: {
     counts: [3],
-    numbers: { min: 1, max: 50 },
+    numbers: { min: 1, max: 40 },
     target: { min: 10, max: 99 },
     needs: "times-or-divide",
     largest: EXPLORE_DEFAULTS.largest,
