@@ -49,7 +49,7 @@ export class PonderaSide implements GgufSide {
       stored: this.#stored(this.#model),
     });
     // Made when it is asked for, here while weights are laid out; llama.cpp has its vocabulary by now.
-    await this.#engine.waiting;
+    await this.#engine.mostlyRead;
     this.#model.tokenizer;
   }
 
@@ -82,6 +82,14 @@ export class PonderaSide implements GgufSide {
       caches,
       this.#stored(await openFile(this.#file)),
     );
+    try {
+      return await this.#logpOf(forward, ids);
+    } finally {
+      await forward.dispose();
+    }
+  }
+
+  async #logpOf(forward: StoredForward, ids: readonly number[]): Promise<number[]> {
     const decoder = await forward.decoder(1);
     const logp: number[] = [];
     for (let i = 0; i + 1 < ids.length; i++) {
@@ -93,7 +101,6 @@ export class PonderaSide implements GgufSide {
       const mass = decoder.logits.reduce((sum, logit) => sum + Math.exp(logit - largest), 0);
       logp.push(decoder.logits[ids[i + 1]!]! - largest - Math.log(mass));
     }
-    await forward.dispose();
     return logp;
   }
 

@@ -19,7 +19,7 @@ import { parseLlamaConfig } from "../../src/model/arch/llama-json.ts";
 import { readWeights } from "../../src/model/checkpoint/folder.ts";
 import { saveGguf } from "../../src/model/checkpoint/gguf/save.ts";
 import { openLlama2c, readLlama2cTokenizer } from "../../src/model/checkpoint/llama2c.ts";
-import { loadModel, loadStoredModel } from "../../src/model/checkpoint/load.ts";
+import { closing, loadModel, loadStoredModel } from "../../src/model/checkpoint/load.ts";
 import { TokenScorer } from "../../src/model/engine/token-scorer.ts";
 import { deviceWeights } from "../../src/model/engine/weights.ts";
 import { characterTokenizer } from "../../src/model/text/tokenizer.ts";
@@ -77,7 +77,9 @@ describe.skipIf(!(existsSync(SMOLLM2) && hasLlamaCpp))("SmolLM2-135M-Instruct, Q
       await side.start(1);
       await side.load({ file: SMOLLM2, threads: 1, sequences: 1, positions: 704 });
     }
-    const { tokenizer } = await loadStoredModel(SMOLLM2);
+    const model = await loadStoredModel(SMOLLM2);
+    await using _ = closing(model);
+    const { tokenizer } = model;
     agreement = await agreementOf(tokenizer, ours, theirs);
   }, 600_000);
   afterAll(async () => {

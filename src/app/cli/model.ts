@@ -231,15 +231,26 @@ function checkDraft({ config }: Pick<ModelFolder, "config">): void {
 export async function openModel(model: StoredModel, options: OpenOptions): Promise<OpenModel> {
   const { threads } = options;
   if (options.speculate) checkDraft(model);
-  const runtime = await Runtime.create({ threads });
-  const engine = engineOf(runtime, model, options);
-  const dispose = async (): Promise<void> => {
-    await engine.dispose();
-    runtime.dispose();
-  };
-  const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
   const { source: _, tensors: __, ...text } = { source: undefined, tensors: undefined, ...model };
-  return { ...text, engine, ...guesses, runtime, dispose };
+  const runtime = await Runtime.create({ threads });
+  let engine: Engine | SpeculatingEngine;
+  try {
+    engine = engineOf(runtime, model, options);
+  } catch (error) {
+    runtime.dispose();
+    throw error;
+  }
+  const guesses = engine instanceof SpeculatingEngine ? { guesses: () => engine.guesses } : {};
+  return {
+    ...text,
+    engine,
+    ...guesses,
+    runtime,
+    async dispose() {
+      await engine.dispose();
+      runtime.dispose();
+    },
+  };
 }
 
 function engineOf(

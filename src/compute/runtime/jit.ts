@@ -1,5 +1,6 @@
 /** From traced function to program: compiled once per key, which stands for shapes, dtypes and options. */
 
+import { invariant } from "../../base/errors.ts";
 import { cutGraph } from "../graph/cut.ts";
 import type { Graph, Value } from "../graph/ir.ts";
 import { checkGraph, type Outputs, trace } from "../graph/trace.ts";
@@ -16,8 +17,6 @@ export interface CompileOptions {
   readonly name?: string;
   /** Values of inputs that never change: the runtime lays them out anew for its kernels. */
   readonly initializers?: NamedTensors;
-  /** See `ProgramIO.returned`. */
-  readonly returned?: (name: string) => void;
   /** Input and output pairs that share memory: attention caches. */
   readonly inPlace?: readonly (readonly [input: string, output: string])[];
   /** Sizes that stand for any; see `LowerOptions.open`. */
@@ -43,22 +42,23 @@ export async function compile(
   return { program, outputs: Object.fromEntries(graph.outputs) };
 }
 
-/** Stages whose initializers are laid out while those of the next are read: as many as keep two cores at work. */
-const AHEAD = 2;
+/** Stages that are laid out at once: as many as keep two cores at work. */
+const AT_ONCE = 2;
 
 /** Initializers that are read when they are needed. */
 export interface LateInitializers {
+  /** Of all there are, by graph input. */
   readonly specs: Readonly<Record<string, TensorSpec>>;
-  /** Some of them; each is asked for once. */
-  read(names: readonly string[]): Promise<NamedTensors>;
-  /** Told before the last are read, which wait for others to be laid out: whoever has something to do meanwhile does it now. */
-  waiting?(): void;
+  /** Some of them; each is asked for once at most. */
+  read(inputs: readonly string[]): Promise<NamedTensors>;
+  /** Told before the last are read, which may have to wait: whoever has something else to do does it now. */
+  beforeLast?(): void;
   /** See `ProgramIO.returned`. */
-  returned(name: string): void;
+  returned(input: string): void;
 }
 
 /**
- * Lowers a graph and loads it as several programs, one after the other: while the initializers of one are laid out anew, those of the next
+ * Lowers a graph and loads it as several programs, one after the other: while the initializers of some are laid out anew, those of the next
  * are read, and what the first ones were laid out from is given back before the last ones are there.
  * @param stages  programs at most
  */
@@ -67,7 +67,7 @@ export async function compileInStages(
   graph: Graph,
   stages: number,
   late: LateInitializers,
-  options: Omit<CompileOptions, "initializers" | "returned"> = {},
+  options: Omit<CompileOptions, "initializers"> = {},
 ): Promise<Compiled> {
   checkGraph(graph);
   const { inPlace = [], open, name = "program" } = options;
@@ -80,35 +80,20 @@ export async function compileInStages(
   const wanted = graphs.map(({ inputs }) =>
     [...inputs.keys()].filter((input) => Object.hasOwn(specs, input)),
   );
-  /** Stages that are still to read an initializer, and those that have been read for a later stage, too. */
-  const readers = new Map<string, number>();
-  for (const input of wanted.flat()) readers.set(input, (readers.get(input) ?? 0) + 1);
-  const shared = new Map<string, DeviceTensor>();
-  const read = async (names: readonly string[]): Promise<NamedTensors> => {
-    const tensors = await late.read(names.filter((input) => !shared.has(input)));
-    for (const input of names)
-      if (readers.get(input)! > 1) shared.set(input, shared.get(input) ?? tensors[input]!);
-    return Object.fromEntries(names.map((input) => [input, tensors[input] ?? shared.get(input)!]));
-  };
-  const returned = (input: string): void => {
-    const left = readers.get(input)! - 1;
-    readers.set(input, left);
-    if (left > 0) return;
-    shared.delete(input);
-    late.returned(input);
-  };
+  invariant(new Set(wanted.flat()).size === wanted.flat().length, "an initializer is read by one stage");
+  const returned = (input: string): void => late.returned(input);
   const loading: Promise<Stage>[] = [];
   let loaded: readonly Stage[];
   try {
     for (const [i, each] of graphs.entries()) {
       checkGraph(each);
-      if (i === graphs.length - 1) late.waiting?.();
-      await loading[i - AHEAD];
-      const initializers = await read(wanted[i]!);
+      if (i === graphs.length - 1) late.beforeLast?.();
+      await loading[i - AT_ONCE];
+      const initializers = await late.read(wanted[i]!);
       const { inputs, outputs } = each;
       const pairs = inPlace.filter(([input, output]) => inputs.has(input) && outputs.has(output));
-      const own = { initializers, returned, inPlace: pairs, name: `${name}, ${i + 1} of ${graphs.length}` };
-      loading.push(load(runtime, each, { ...options, ...own }));
+      const own = { initializers, inPlace: pairs, name: `${name}, ${i + 1} of ${graphs.length}` };
+      loading.push(load(runtime, each, { ...options, ...own }, returned));
       // Told of when all are waited for.
       loading[i]!.catch(() => {});
     }
@@ -124,14 +109,20 @@ export async function compileInStages(
   return { program: new StagedProgram(name, runtime, loaded, io), outputs };
 }
 
-async function load(runtime: Runtime, graph: Graph, options: CompileOptions): Promise<Stage> {
+async function load(
+  runtime: Runtime,
+  graph: Graph,
+  options: CompileOptions,
+  returned?: (input: string) => void,
+): Promise<Stage> {
   const { initializers = {}, open } = options;
   const model = lowerToOnnx(graph, {
     initializers: new Set(Object.keys(initializers)),
     ...(open === undefined ? {} : { open }),
   });
   const io = { inputs: portsOf(graph, initializers), outputs: Object.fromEntries(graph.outputs) };
-  return { program: await runtime.load(model, { ...options, ...io }), io };
+  const told = returned === undefined ? {} : { returned };
+  return { program: await runtime.load(model, { ...options, ...io, ...told }), io };
 }
 
 /** Inputs that are not initializers. */

@@ -379,13 +379,16 @@ export function closer(
     );
 }
 
+/** What a binding is held against. */
+export type BindingIO = Pick<ProgramIO, "inputs" | "outputs" | "inPlace" | "open">;
+
 /**
  * Holds the tensors of a binding against what a program takes and yields.
  * @throws ConfigError, ShapeError or DTypeError as {@link Program.bind} says
  */
 export function checkBinding(
   where: string,
-  io: Pick<ProgramIO, "inputs" | "outputs" | "inPlace" | "open">,
+  io: BindingIO,
   inputs: NamedTensors,
   outputs: NamedTensors,
 ): void {

@@ -2,6 +2,7 @@
 
 import type { DeviceTensor } from "./device-tensor.ts";
 import {
+  type BindingIO,
   type Call,
   checkBinding,
   closer,
@@ -17,16 +18,14 @@ export interface Stage {
   readonly io: Pick<ProgramIO, "inputs" | "outputs">;
 }
 
-type BoundIO = Pick<ProgramIO, "inputs" | "outputs" | "open" | "inPlace">;
-
 export class StagedProgram implements Program {
   readonly name: string;
   readonly #runtime: Runtime;
   readonly #stages: readonly Stage[];
-  readonly #io: BoundIO;
+  readonly #io: BindingIO;
 
   /** @param io  of all of them together; what else a stage yields is for later ones */
-  constructor(name: string, runtime: Runtime, stages: readonly Stage[], io: BoundIO) {
+  constructor(name: string, runtime: Runtime, stages: readonly Stage[], io: BindingIO) {
     this.name = name;
     this.#runtime = runtime;
     this.#stages = stages;

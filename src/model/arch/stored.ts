@@ -40,7 +40,7 @@ export type Room = (bytes: number) => Uint8Array<ArrayBuffer>;
 
 /**
  * A model's weights that are still in its file, which stays open: each is read when it is needed, so that what reads it can be rid of
- * it before the next.
+ * it before the next. Nobody may write to the file meanwhile: what is read then is not checked again.
  */
 export interface StoredSource {
   /** By Hugging Face name; matrices may be joined as `Architecture.joins` says. */

@@ -95,7 +95,7 @@ function quantizedType(model: GgufModel, name: string): QuantizedType | undefine
 }
 
 /**
- * Whether a model may stay in its file. Weights of DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those
+ * Whether a model may stay in its file: where a matrix is of whole numbers. Weights of DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those
  * of heads that an engine cannot decode before they are widened.
  */
 const mayStay = (model: GgufModel, config: ModelConfig): boolean =>
@@ -166,8 +166,9 @@ export async function loadModel(path: string): Promise<LoadedModel> {
 }
 
 /**
- * A whole model for an engine: what a GGUF file has as blocks of whole numbers stays there until an engine reads it.
- * @param path a folder, or a GGUF file
+ * A whole model for an engine: what a GGUF file has as blocks of whole numbers stays there until an engine reads it. Where no engine
+ * may, it is to be closed: {@link closing}.
+ * @param path a folder, or a GGUF file, whose text side is made when it is asked for, and is found wrong then
  * @throws as {@link loadModel}
  */
 export async function loadStoredModel(path: string): Promise<StoredModel> {
@@ -177,12 +178,25 @@ export async function loadStoredModel(path: string): Promise<StoredModel> {
   try {
     const described = describeGguf(path, model);
     const { config } = described;
-    if (!mayStay(model, config)) return { ...described, tensors: await readWeights(model, config) };
-    const source = await openStored(model, config);
-    stays = true;
-    // The text side stays to be made.
-    return Object.defineProperty(described, "source", { enumerable: true, value: source }) as SourcedModel;
+    stays = mayStay(model, config);
+    const weights = stays
+      ? { source: await openStored(model, config) }
+      : { tensors: await readWeights(model, config) };
+    // Properties of the same object, whose text side stays to be made.
+    return Object.assign(described, weights);
+  } catch (error) {
+    stays = false;
+    throw error;
   } finally {
     if (!stays) await model.close();
   }
+}
+
+/** Closes the file that a model is still in, if it is, when it is disposed of; an engine may have closed it before. */
+export function closing(model: StoredModel): AsyncDisposable {
+  return {
+    async [Symbol.asyncDispose]() {
+      if ("source" in model) await model.source.close();
+    },
+  };
 }

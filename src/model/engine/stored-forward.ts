@@ -8,23 +8,15 @@ import { invariant } from "../../base/errors.ts";
 import type { Quantization, Value } from "../../compute/graph/ir.ts";
 import { dequantize } from "../../compute/graph/primitives.ts";
 import { trace } from "../../compute/graph/trace.ts";
-import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
-import { compileInStages, type LateInitializers, ProgramCache } from "../../compute/runtime/jit.ts";
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import { compileInStages, ProgramCache } from "../../compute/runtime/jit.ts";
 import type { Program } from "../../compute/runtime/program.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
-import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
-import type { HostArray } from "../../compute/tensor/host.ts";
-import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
+import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { cacheShapeOf } from "../arch/architecture.ts";
 import { EMBEDDING } from "../arch/llama.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
-import {
-  isQuantizedMatrix,
-  type Room,
-  type StoredForm,
-  type StoredSource,
-  type StoredWeight,
-} from "../arch/stored.ts";
+import type { StoredSource } from "../arch/stored.ts";
 import {
   bindDecoder,
   bindForward,
@@ -37,6 +29,7 @@ import {
   type Prompt,
   runOnce,
 } from "./forward.ts";
+import { WeightReader } from "./weight-reader.ts";
 
 export interface StoredOptions {
   /** The engine's own from now on: it is closed when the engine is disposed of. */
@@ -78,97 +71,26 @@ function openSizesFor(limit: number, specs: Iterable<TensorSpec>): [number, numb
 }
 
 /**
- * Programs that one is cut into: while the weights of one are laid out for the processor the next ones are read, and in memory twice, as
- * they were and as they are laid out, are those of a stage alone.
+ * Programs that one is cut into: two are laid out for the processor at a time, so in memory twice, as they were and as they are laid out,
+ * are the weights of two or three of them.
  */
 const STAGES = 4;
 
-/** When what weights were read into is given back, once all are laid out; before the second prompt in any case. */
+/** When memory that weights were read into is given back, once all are laid out; before the second prompt in any case. */
 const SOON_MS = 500;
-
-/** Where in memory tensors begin. */
-const ALIGNMENT = 64;
-const aligned = (bytes: number): number => Math.ceil(bytes / ALIGNMENT) * ALIGNMENT;
-
-/** Memory for what a stage's weights are read into, which is the next but one's as soon as the runtime reads it no more. */
-class Slab {
-  readonly #buffer: ArrayBuffer;
-  #used = 0;
-  /** Tensors in it that are still read. */
-  readonly lent = new Set<string>();
-
-  constructor(bytes: number) {
-    this.#buffer = new ArrayBuffer(aligned(bytes));
-  }
-
-  clear(): void {
-    this.#used = 0;
-  }
-
-  /** The next bytes, or some elsewhere where there are not so many left. */
-  readonly room: Room = (bytes) => {
-    const start = this.#used;
-    if (start + bytes > this.#buffer.byteLength) return new Uint8Array(bytes);
-    this.#used = aligned(start + bytes);
-    return new Uint8Array(this.#buffer, start, bytes);
-  };
-
-  holds({ buffer }: { readonly buffer: ArrayBufferLike }): boolean {
-    return buffer === this.#buffer;
-  }
-}
-/** Below this an ArrayBuffer may lie within V8's heap, and move. */
-const SMALL_BYTES = 4096;
-
-/** A tensor over an array's own memory. */
-function over<D extends DType>(runtime: Runtime, { dtype, shape, data }: HostArray<D>): DeviceTensor {
-  return data.byteLength < SMALL_BYTES
-    ? runtime.tensor(dtype as "f32", shape, data as Float32Array)
-    : new DeviceTensor(dtype, shape, data);
-}
-
-/** What a weight is as graph inputs: itself, or its parts. */
-function inputSpecs(name: string, form: StoredForm): Record<string, TensorSpec> {
-  if ("shape" in form) return { [name]: { dtype: "f32", shape: form.shape } };
-  const { N, K, bits, blockSize, hasOffsets } = form;
-  const blocks = [N, K / blockSize];
-  const each: TensorSpec = { dtype: "f32", shape: blocks };
-  return {
-    [`${name}.codes`]: { dtype: "u8", shape: [...blocks, (blockSize * bits) / 8] },
-    [`${name}.scales`]: each,
-    ...(hasOffsets ? { [`${name}.offsets`]: each } : {}),
-  };
-}
-
-const bytesOf = (specs: Readonly<Record<string, TensorSpec>>): number =>
-  Object.values(specs).reduce((sum, { dtype, shape }) => sum + aligned(sizeOf(shape) * BYTES[dtype]), 0);
-
-/** The tensors of a weight, by the names of graph inputs. */
-function inputTensors(runtime: Runtime, name: string, weight: StoredWeight): Record<string, DeviceTensor> {
-  if (!isQuantizedMatrix(weight)) return { [name]: over(runtime, weight) };
-  const { codes, scales, offsets } = weight;
-  return {
-    [`${name}.codes`]: over(runtime, codes),
-    [`${name}.scales`]: over(runtime, scales),
-    ...(offsets === undefined ? {} : { [`${name}.offsets`]: over(runtime, offsets) }),
-  };
-}
 
 export class StoredForward implements Forward {
   readonly promptRows = 1;
-  /** Once most weights are being laid out for the processor, or one cannot be read: the time for others to do their part. */
-  readonly waiting: Promise<void>;
+  /** See {@link Engine.mostlyRead}. */
+  readonly mostlyRead: Promise<void>;
   readonly #runtime: Runtime;
   readonly #config: ModelConfig;
   readonly #caches: Caches;
   readonly #programs: ProgramCache;
   readonly #weights: StoredSource;
-  /** Weights that have been read and are still needed as they were, by graph input. */
-  readonly #inputs = new Map<string, DeviceTensor>();
-  #slabs: Slab[] = [];
   #freeing: NodeJS.Timeout | undefined;
-  /** Whether a prompt has been run. */
-  #used = false;
+  /** Whether a prompt has been asked for. */
+  #asked = false;
   readonly #activations: Quantization["activations"];
   readonly #decoders = new Map<number, Decoder>();
   /** Of all slots; a batch uses the first rows. */
@@ -187,18 +109,19 @@ export class StoredForward implements Forward {
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
     // Whoever runs it first is told what is wrong.
-    this.waiting = new Promise((resolve) => {
-      this.#program(resolve)
-        .catch(() => {})
-        .then(() => {
-          resolve();
-          this.#slabs = [];
-          this.#freeing = setTimeout(() => this.#free(), SOON_MS).unref();
-        });
+    this.mostlyRead = new Promise((resolve) => {
+      this.#program(resolve).then(
+        () => resolve(),
+        () => resolve(),
+      );
     });
   }
 
-  /** Gives back what weights were read into. The first prompt comes first: somebody waits for it, and it takes every core. */
+  /** Not while the first prompt is run, if it is a short one: somebody waits for it, and it takes every core. */
+  #freeSoon(): void {
+    this.#freeing = setTimeout(() => this.#free(), SOON_MS).unref();
+  }
+
   #free(): void {
     if (this.#freeing === undefined) return;
     clearTimeout(this.#freeing);
@@ -207,8 +130,8 @@ export class StoredForward implements Forward {
   }
 
   async prefill(prompts: readonly Prompt[]): Promise<Prefix[]> {
-    if (this.#used) this.#free();
-    this.#used = true;
+    if (this.#asked) this.#free();
+    this.#asked = true;
     const results: Prefix[] = [];
     for (const prompt of prompts) results.push(await this.#run(prompt));
     return results;
@@ -256,9 +179,9 @@ export class StoredForward implements Forward {
       const bound = bindDecoder(this.#runtime, program, this.#caches, inputs, logits);
       decoder = {
         ...bound,
-        run: () => {
+        run: async () => {
           this.#embed(bound.ids, embedded.data);
-          return bound.run();
+          await bound.run();
         },
       };
       this.#decoders.set(active, decoder);
@@ -280,15 +203,12 @@ export class StoredForward implements Forward {
     return rows;
   }
 
-  /** @param onWaiting  as {@link LateInitializers.waiting} */
-  async #program(onWaiting: () => void = () => {}): Promise<Program> {
+  /** @param onMostlyRead  called when all but the last weights are read */
+  async #program(onMostlyRead: () => void = () => {}): Promise<Program> {
     const { program } = await this.#programs.getCompiled("decode", () => {
       const { specs, maxPositions } = this.#caches;
-      const weights = Object.assign(
-        {},
-        ...Object.entries(this.#weights.forms).map(([name, form]) => inputSpecs(name, form)),
-      ) as Record<string, TensorSpec>;
-      const fixed: Record<string, TensorSpec> = { ...weights, total: { dtype: "i32", shape: [1] } };
+      const reader = new WeightReader(this.#runtime, this.#weights, STAGES, onMostlyRead);
+      const fixed: Record<string, TensorSpec> = { ...reader.specs, total: { dtype: "i32", shape: [1] } };
       const cacheSpecs = specs.map(
         (spec): TensorSpec => ({ dtype: "f32", shape: cacheShapeOf(spec, 1, maxPositions) }),
       );
@@ -307,64 +227,13 @@ export class StoredForward implements Forward {
         const decoded = architectureOf(this.#config).decode(this.#traced(x), inputs, x, this.#config);
         return { logits: decoded.logits, ...decoded.caches };
       });
-      const late: LateInitializers = {
-        specs: weights,
-        read: (names) => this.#read(names),
-        waiting: onWaiting,
-        returned: (name) => this.#release(name),
-      };
       const options = { name: "decode", inPlace: cachePairs(specs), open: [B, T] };
-      return compileInStages(this.#runtime, graph, STAGES, late, options);
+      return compileInStages(this.#runtime, graph, STAGES, reader, options).finally(() => {
+        reader.finish();
+        this.#freeSoon();
+      });
     });
     return program;
-  }
-
-  async #read(names: readonly string[]): Promise<Record<string, DeviceTensor>> {
-    const inputs = new Set(names);
-    const wanted = Object.entries(this.#weights.forms)
-      .filter(([name, form]) => Object.keys(inputSpecs(name, form)).some((input) => inputs.has(input)))
-      .map(([name]) => name);
-    const slab = this.#freeSlab();
-    const start = (name: string | undefined): Promise<StoredWeight> | undefined => {
-      const reading = name === undefined ? undefined : this.#weights.read(name, slab.room);
-      // Told of when it is waited for, which may be never.
-      reading?.catch(() => {});
-      return reading;
-    };
-    // The file is read for one while another is put in order.
-    let next = start(wanted[0]);
-    for (const [i, name] of wanted.entries()) {
-      const reading = next!;
-      next = start(wanted[i + 1]);
-      const tensors = inputTensors(this.#runtime, name, await reading);
-      for (const [input, tensor] of Object.entries(tensors)) {
-        this.#inputs.set(input, tensor);
-        if (slab.holds(tensor.data)) slab.lent.add(input);
-      }
-    }
-    return Object.fromEntries(names.map((input) => [input, this.#inputs.get(input)!]));
-  }
-
-  /** One that nothing is read from any more. */
-  #freeSlab(): Slab {
-    let slab = this.#slabs.find(({ lent }) => lent.size === 0);
-    if (slab === undefined) {
-      // A stage's share, or the largest weight where that is more; scales, which lie elsewhere, leave room for an uneven cut.
-      const sizes = Object.entries(this.#weights.forms).map(([name, form]) =>
-        bytesOf(inputSpecs(name, form)),
-      );
-      slab = new Slab(Math.max(sizes.reduce((sum, size) => sum + size, 0) / STAGES, ...sizes));
-      this.#slabs.push(slab);
-    }
-    slab.clear();
-    return slab;
-  }
-
-  /** Gives up the memory of a weight, whoever may still know of it. */
-  #release(input: string): void {
-    this.#inputs.get(input)!.dispose();
-    this.#inputs.delete(input);
-    for (const { lent } of this.#slabs) lent.delete(input);
   }
 
   /** Weights as the architecture takes them: matrices of whole numbers are the floats they stand for. */

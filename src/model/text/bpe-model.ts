@@ -1,7 +1,7 @@
 /** Byte-pair encoding of words: bytes first, then the merges that the vocabulary learned, in the order it learned them. */
 
 import { FormatError } from "../../base/errors.ts";
-import { BYTE_CHARACTERS, toByteCharacters, utf8 } from "./byte-level.ts";
+import { BYTE_CHARACTERS, concatBytes, toByteCharacters, utf8 } from "./byte-level.ts";
 import { MergeTable, MOST_RANKS, mergeSymbols } from "./merging.ts";
 import { type StringIndex, StringTable, sameBytes } from "./strings.ts";
 
@@ -46,11 +46,12 @@ export function mergesOfTexts(texts: StringTable, odd: (index: number) => never)
 /** Merges of either form; tokens of pairs may have spaces. */
 export function mergesOfPairs(pairs: readonly MergePair[]): Merges {
   const lefts = new Uint32Array(pairs.length);
-  const texts = StringTable.from(
+  const texts = StringTable.ofPieces(
     pairs.map((pair, i) => {
-      const [left, right] = typeof pair === "string" ? (pair.split(" ") as [string, string]) : pair;
-      lefts[i] = utf8(left).length;
-      return left + right;
+      const tokens = typeof pair === "string" ? pair.split(" ") : pair;
+      const [left, right] = tokens.map(utf8) as [Uint8Array, Uint8Array];
+      lefts[i] = left.length;
+      return concatBytes([left, right]);
     }),
   );
   const middles = lefts.map((length, i) => texts.starts[i]! + length);
@@ -72,7 +73,7 @@ const WORD_LENGTH = 32;
 const WORDS = 20_000;
 
 export class BpeModel {
-  readonly #vocabulary: BpeVocabulary;
+  readonly #vocabulary: Omit<BpeVocabulary, "merges">;
   /** The id of each byte; undefined where the vocabulary lacks it. */
   readonly #bytes: readonly (number | undefined)[];
   readonly #merges: MergeTable;
@@ -82,23 +83,22 @@ export class BpeModel {
    * @param where the file, for errors
    * @throws FormatError when a merge has a token that the vocabulary lacks
    */
-  constructor(vocabulary: BpeVocabulary, where: string) {
+  constructor({ merges, ...vocabulary }: BpeVocabulary, where: string) {
     this.#vocabulary = vocabulary;
     this.#bytes = BYTE_CHARACTERS.map((character) => this.#idOf(vocabulary.tokens.indexOf(character)));
-    const { length } = vocabulary.merges.texts;
+    const { length } = merges.texts;
     if (length > MOST_RANKS) {
       throw new FormatError({ where, rule: `must have at most ${MOST_RANKS} merges`, got: `${length}` });
     }
-    this.#merges = this.#mergeTable(where);
+    this.#merges = this.#mergeTable(merges, where);
   }
 
   #idOf(index: number): number | undefined {
     return index < 0 ? undefined : (this.#vocabulary.ids?.[index] ?? index);
   }
 
-  #mergeTable(where: string): MergeTable {
-    const { tokens, merges } = this.#vocabulary;
-    const { texts, leftEnds, rightStarts } = merges;
+  #mergeTable({ texts, leftEnds, rightStarts }: Merges, where: string): MergeTable {
+    const { tokens } = this.#vocabulary;
     const { bytes } = texts;
     const { table } = tokens;
     const found = new MergeTable(texts.length);

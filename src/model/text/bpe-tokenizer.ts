@@ -36,11 +36,13 @@ export class BpeTokenizer implements Tokenizer {
   readonly eosId: number;
   readonly padId: number;
   readonly addsBos: boolean;
-  readonly #parts: BpeParts;
+  readonly #vocabulary: Omit<BpeVocabulary, "merges">;
+  readonly #normalize: Normalize;
+  readonly #preTokenizer: PreTokenizer;
   readonly #model: BpeModel;
   readonly #files: TokenizerFiles;
   readonly #added = new Map<number, AddedToken>();
-  /** Where in the vocabulary each id is, unless that is the id. */
+  /** Where in the vocabulary each id is, where the vocabulary says ids. */
   readonly #indices = new Map<number, number>();
   readonly #bytes: Uint8Array[] = [];
   /** Matchers before and after the normalizer: of all added tokens, and of those that are no control tokens. */
@@ -51,11 +53,14 @@ export class BpeTokenizer implements Tokenizer {
    * @throws FormatError when merges and vocabulary do not fit together
    */
   constructor(parts: BpeParts, roles: TokenRoles, files: TokenizerFiles, where: string) {
-    this.#parts = parts;
+    const { merges: _, ...vocabulary } = parts.vocabulary;
+    this.#vocabulary = vocabulary;
+    this.#normalize = parts.normalize;
+    this.#preTokenizer = parts.preTokenizer;
     this.#model = new BpeModel(parts.vocabulary, where);
     this.#files = files;
-    const { tokens, ids } = parts.vocabulary;
-    let size = tokens.table.length;
+    const { tokens, ids } = vocabulary;
+    let size = ids === undefined ? tokens.table.length : 0;
     for (const [index, id] of ids?.entries() ?? []) {
       this.#indices.set(id, index);
       size = Math.max(size, id + 1);
@@ -96,8 +101,8 @@ export class BpeTokenizer implements Tokenizer {
       }
     };
     each(before.split(text), (part) =>
-      each(after.split(this.#parts.normalize(part)), (plain) => {
-        for (const word of this.#parts.preTokenizer.split(plain)) {
+      each(after.split(this.#normalize(part)), (plain) => {
+        for (const word of this.#preTokenizer.split(plain)) {
           for (const id of this.#model.encode(word)) ids.push(id);
         }
       }),
@@ -118,7 +123,7 @@ export class BpeTokenizer implements Tokenizer {
     let bytes = this.#bytes[id];
     if (bytes === undefined) {
       const added = this.#added.get(id);
-      const { tokens, ids } = this.#parts.vocabulary;
+      const { tokens, ids } = this.#vocabulary;
       const index = ids === undefined ? id : (this.#indices.get(id) ?? -1);
       const token = added?.content ?? tokens.table.at(index);
       if (token === undefined) {

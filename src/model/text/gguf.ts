@@ -141,7 +141,7 @@ function lazyFiles(tokenizer: () => object, config: object): TokenizerFiles {
 function rolesOf(vocabulary: GgufVocabulary, addBos: boolean, where: string): TokenRoles {
   const { tokens, bosId, eosId, paddingId } = vocabulary;
   for (const [name, id] of Object.entries({ bos: bosId, eos: eosId, padding: paddingId })) {
-    if (id === undefined ? name !== "eos" : tokens.at(id) !== undefined) continue;
+    if (id === undefined ? name !== "eos" : id >= 0 && tokens.at(id) !== undefined) continue;
     throw new FormatError({
       where: `${where}.${name}_token_id`,
       rule: `must be one of the ${tokens.length} tokens`,
@@ -327,7 +327,7 @@ function spmFromGguf(vocabulary: GgufVocabulary, where: string): Tokenizer {
   );
 }
 
-/** @throws FormatError naming two ids of one token */
+/** The tokens by their text. @throws FormatError naming two ids of one token */
 function indexOf({ tokens }: GgufVocabulary, where: string): StringIndex {
   const index = new StringIndex(StringTable.from(tokens));
   if (index.repeated === undefined) return index;

@@ -3,6 +3,7 @@
  * leftmost of equals, until no pair is wanted. A heap of candidates makes it O(n log n) in the number of symbols, for any text.
  */
 
+import { randomInt } from "node:crypto";
 import { invariant } from "../../base/errors.ts";
 import { MergeHeap } from "./merge-heap.ts";
 
@@ -12,6 +13,9 @@ export interface Merge {
   readonly rank: number;
   readonly id: number;
 }
+
+/** Odd, and others in each process: nobody can write a file whose pairs all have one hash. */
+const FACTORS = [2 * randomInt(2 ** 31) + 1, 2 * randomInt(2 ** 31) + 1] as const;
 
 /**
  * Merges by their pairs of ids, in the order of ranks: in arrays of numbers, since there are as many as tokens and a map of objects takes
@@ -38,7 +42,7 @@ export class MergeTable {
   /** Where the pair is, or would be. */
   #place(left: number, right: number): number {
     const mask = this.#places.length - 1;
-    const hash = Math.imul(left, 0x9e3779b1) ^ Math.imul(right, 0x85ebca77);
+    const hash = Math.imul(left, FACTORS[0]) ^ Math.imul(right, FACTORS[1]);
     let place = (hash ^ (hash >>> 15)) & mask;
     for (let rank = this.#places[place]! - 1; rank >= 0; rank = this.#places[place]! - 1) {
       if (this.#left[rank] === left && this.#right[rank] === right) break;
@@ -56,6 +60,7 @@ export class MergeTable {
     this.#id[rank] = id;
   }
 
+  /** What becomes of a pair of ids; undefined where it is not merged. */
   find(left: number, right: number): Merge | undefined {
     const rank = this.#places[this.#place(left, right)]! - 1;
     return rank < 0 ? undefined : { rank, id: this.#id[rank]! };

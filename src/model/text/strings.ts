@@ -3,11 +3,13 @@
  * fast so, and takes a fraction of the memory.
  */
 
+import { randomInt } from "node:crypto";
 import { concatBytes, utf8 } from "./byte-level.ts";
 
 /** Strings by index: an array, or a table. */
 export interface Strings extends Iterable<string> {
   readonly length: number;
+  /** @param index  not below 0, where an array counts from its end; undefined from the length on */
   at(index: number): string | undefined;
 }
 
@@ -27,12 +29,14 @@ export class StringTable implements Strings {
   /** A table of strings, itself where it is one. Halves of surrogate pairs become U+FFFD. */
   static from(strings: Strings): StringTable {
     if (strings instanceof StringTable) return strings;
-    const [starts, ends] = [new Uint32Array(strings.length), new Uint32Array(strings.length)];
-    const pieces: Uint8Array[] = [];
+    return StringTable.ofPieces(Array.from(strings, utf8));
+  }
+
+  /** A table of the strings that these are the bytes of. */
+  static ofPieces(pieces: readonly Uint8Array[]): StringTable {
+    const [starts, ends] = [new Uint32Array(pieces.length), new Uint32Array(pieces.length)];
     let size = 0;
-    for (const [i, text] of [...strings].entries()) {
-      const piece = utf8(text);
-      pieces.push(piece);
+    for (const [i, piece] of pieces.entries()) {
       starts[i] = size;
       size += piece.length;
       ends[i] = size;
@@ -45,7 +49,7 @@ export class StringTable implements Strings {
   }
 
   at(index: number): string | undefined {
-    if (!(index >= 0 && index < this.length)) return undefined;
+    if (!(Number.isInteger(index) && index >= 0 && index < this.length)) return undefined;
     const { buffer, byteOffset } = this.bytes;
     const start = this.starts[index]!;
     return Buffer.from(buffer, byteOffset + start, this.ends[index]! - start).toString("utf8");
@@ -56,9 +60,12 @@ export class StringTable implements Strings {
   }
 }
 
-/** FNV-1a, whose low bits are mixed with the high ones. */
+/** Another one in each process: nobody can write a file whose strings all have one hash. */
+const BASIS = randomInt(2 ** 32);
+
+/** FNV-1a but for its basis, its low bits mixed with the high ones. */
 function hashOf(bytes: Uint8Array, start: number, end: number): number {
-  let hash = 0x811c9dc5;
+  let hash = BASIS;
   for (let i = start; i < end; i++) hash = Math.imul(hash ^ bytes[i]!, 0x01000193);
   return hash ^ (hash >>> 15);
 }
@@ -77,7 +84,7 @@ export function sameBytes(
 /** Finds strings of a table by their bytes. */
 export class StringIndex {
   readonly table: StringTable;
-  /** The first string that is like one before it, and that one. */
+  /** The first of the first two equal strings, and the second. */
   readonly repeated: readonly [first: number, again: number] | undefined;
   /** Indices plus one, where the hash says or after; 0: none. Half of them stay empty. */
   readonly #places: Int32Array;

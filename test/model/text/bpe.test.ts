@@ -305,6 +305,37 @@ describe("byte-level byte-pair tokenizers", () => {
     expect(byteTokenizer({ tokenizer }).encode("__proto__").length).toBe(9);
   });
 
+  it("may have ids with gaps, and tokens in another order than their merges", () => {
+    const bytes = BYTE_CHARACTERS.map((token, id) => [token, 3 * id] as const);
+    const vocab = Object.fromEntries([...bytes, ["aaaa", 900], ["Ã©", 2], ["aa", 901], ["<s>", 1]]);
+    const tokenizer = byteTokenizer({ model: { vocab } });
+    expect(tokenizer.encode("aaaaaé")).toEqual([900, 3 * BYTE("a"), 2]);
+    expect(tokenizer.decode([900, 901, 2])).toBe("aaaaaaé");
+    expect(tokenizer.vocabSize).toBe(902);
+    expect(() => tokenizer.decode([4])).toThrow("must be in the vocabulary, below 902; got 4");
+  });
+
+  it("may have several tokens of one id, which count once", () => {
+    const vocab = Object.fromEntries(BYTE_CHARACTERS.map((token, id) => [token, id >> 1]));
+    const tokenizer = { added_tokens: [] };
+    const small = byteTokenizer({ model: { vocab: { ...vocab, "<s>": 5 }, merges: [] }, tokenizer });
+    expect(small.vocabSize).toBe(128);
+  });
+
+  it("may have spaces in the tokens of a pair", () => {
+    const vocab = Object.fromEntries(
+      [...BYTE_CHARACTERS, "a b", "a ", "<s>"].map((token, id) => [token, id]),
+    );
+    const model = {
+      vocab: { ...vocab, " ": 300 },
+      merges: [
+        ["a", " "],
+        ["a ", "b"],
+      ],
+    };
+    expect(() => byteTokenizer({ model })).not.toThrow();
+  });
+
   it("say what they cannot write or read", () => {
     const { z: _, ...vocab } = Object.fromEntries(BYTE_CHARACTERS.map((token, id) => [token, id]));
     const small = byteTokenizer({ model: { vocab: { ...vocab, "<s>": 259 }, merges: [] } });

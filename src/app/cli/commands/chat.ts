@@ -10,7 +10,7 @@ import { ConfigError, expectKnown, FormatError, NumericError, PonderaError } fro
 import { Random } from "../../../compute/tensor/random.ts";
 import type { Judged } from "../../../learn/tasks/task.ts";
 import { parameterCount } from "../../../model/arch/models.ts";
-import { loadStoredModel } from "../../../model/checkpoint/load.ts";
+import { closing, loadStoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
 import type { ChatMessage, ChatTemplate } from "../../../model/text/chat-template.ts";
 import {
@@ -325,6 +325,7 @@ export async function chat(
   const progress = progressOn(io);
   progress.say(`loading ${printable(found.name)}…`);
   const loaded = await loadStoredModel(found.folder).finally(() => progress.done());
+  await using _ = closing(loaded);
   const prompts = found.run === undefined ? undefined : await promptsOf(found.run);
   // A model of a run speaks as its task does, whatever its files say.
   const template = options.template === false || found.run !== undefined ? undefined : loaded.chatTemplate;

@@ -15,7 +15,7 @@ import { jsonl } from "../../../learn/tasks/jsonl.ts";
 import { asChat, asText } from "../../../learn/tasks/prompts.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
-import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
+import { closing, loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { compact, percent } from "../../format.ts";
 import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
@@ -187,6 +187,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   const options = asked.speculate ? greedyFor(asked) : asked;
   const found = await findModel(name, options.runs, io);
   const model = await loadStoredModel(found.folder);
+  await using _ = closing(model);
   const { task, examples, what, game, trainable } = await openPrompts(options, found);
   const { samples, seed, threads } = options;
   // As the model was measured when it was trained, so that measuring again gives the same number.

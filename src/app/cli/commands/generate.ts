@@ -2,7 +2,7 @@
 
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
-import { loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
+import { closing, loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt, generateText, type TextCompletion } from "../../../model/engine/text.ts";
 import { endingTurns } from "../../../model/text/conversation.ts";
 import { splitCompletion } from "../../thought.ts";
@@ -92,6 +92,7 @@ async function generate(asked: GenerateOptions, io: Context): Promise<void> {
   const progress = progressOn(io);
   progress.say(`loading ${printable(found.name)}…`);
   const loaded = await loadStoredModel(found.folder).finally(() => progress.done());
+  await using _ = closing(loaded);
   const prompts =
     options.raw || options.chat || found.run === undefined ? undefined : await promptsOf(found.run);
   const { model, prompt } = options.chat

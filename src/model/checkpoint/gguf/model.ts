@@ -167,9 +167,10 @@ class OpenGgufModel implements GgufModel {
     const { recipe, shape } = this.#recipe(name);
     const [rows, width] = shape as readonly [number, number];
     invariant(
-      recipe.kind === "whole" && shape.length === 2 && row < rows && into.length === width,
+      recipe.kind === "whole" && shape.length === 2 && into.length === width,
       `${name} is stored as it is, ${into.length} wide`,
     );
+    invariant(row >= 0 && row < rows, `${name} has a row ${row}`);
     const { type } = this.#info(recipe.from);
     const { block, bytes } = layoutOf(type);
     const rowBytes = (width / block) * bytes;

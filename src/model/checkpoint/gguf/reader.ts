@@ -224,7 +224,7 @@ class Cursor {
   }
 
   /**
-   * Strings as long as they are sound and lie in the window; {@link string} says what is wrong with others.
+   * Strings as long as they are sound and lie in the window; `#stringBytes` says what is wrong with others.
    * @param starts  takes where each begins in the bytes returned, and `ends` before where it ends: as many as there are
    */
   #windowStrings(

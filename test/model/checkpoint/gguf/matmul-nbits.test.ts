@@ -6,6 +6,7 @@ import type { QuantizedMatrix } from "../../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
 import {
   emptyMatrix,
+  fillRows,
   formOf,
   isQuantized,
   nBitsOperands,
@@ -106,6 +107,17 @@ describe("nBitsOperands", () => {
         expect(Math.abs(y[m * N + n]! - exact)).toBeLessThanOrEqual(allowed);
       }
     }
+  });
+
+  it.each(QUANTIZED)("fills memory whatever was in it: %s", async (type) => {
+    const { blocks, shape } = await matrixOf(type);
+    const [N, K] = shape as [number, number];
+    const filled = [0, 0xff].map((byte) => {
+      const matrix = emptyMatrix(formOf(type, N, K), (bytes) => new Uint8Array(bytes).fill(byte));
+      fillRows(matrix, 0, type, blocks);
+      return matrix;
+    });
+    expect(filled[1]).toEqual(filled[0]);
   });
 
   it.each(["Q4_0", "Q4_1", "Q8_0"] as const)("is quicker for %s, and the same to the bit", (type) => {

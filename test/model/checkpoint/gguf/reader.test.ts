@@ -346,5 +346,8 @@ describe("the file itself", () => {
     await using file = await openGguf(path);
     await truncate(path, 4096);
     await expect(valuesOf(file, "Q6_K.weight")).rejects.toThrow(/must stay as it is while it is read/);
+    const bytes = new Uint8Array(16);
+    expect(() => file.readIntoSync("Q6_K.weight", bytes, 0)).toThrow(/must stay as it is while it is read/);
+    expect(() => file.readIntoSync("Q6_K.weight", bytes, 2 ** 30)).toThrow(/must hold the bytes/);
   });
 });
