@@ -16,7 +16,7 @@ const graph = trace({ x: matrix, ...specs }, (inputs: Record<string, Value>) => 
   const y = names.reduce((x, name) => add(x, mul(exp(neg(matmul(x, inputs[name]!))), 0.5)), inputs["x"]!);
   return { y };
 });
-const valueOf = (i: number) => [0.1 * i, -0.2, 0.3, 0.05 * i];
+const elements = (i: number) => [0.1 * i, -0.2, 0.3, 0.05 * i];
 
 let runtime: Runtime;
 beforeAll(async () => {
@@ -37,7 +37,7 @@ function lateOf(fails?: string): Told {
       events.push(`read ${inputs.join(" ")}`);
       if (fails !== undefined && inputs.includes(fails)) throw new Error("gone");
       return Object.fromEntries(
-        inputs.map((name) => [name, runtime.tensor("f32", [2, 2], valueOf(names.indexOf(name)))]),
+        inputs.map((name) => [name, runtime.tensor("f32", [2, 2], elements(names.indexOf(name)))]),
       );
     },
     beforeLast: () => void events.push("before the last"),
@@ -61,7 +61,7 @@ describe("compileInStages", () => {
     const y = runtime.tensor("f32", [2, 2]);
     const call = program.bind({ x }, { y });
     await call.run();
-    const values = Object.fromEntries(names.map((name, i) => [name, f32([2, 2], valueOf(i))]));
+    const values = Object.fromEntries(names.map((name, i) => [name, f32([2, 2], elements(i))]));
     const { y: expected } = interpret(graph, { x: f32([2, 2], [1, 2, 3, 4]), ...values });
     for (const [i, value] of y.data.entries()) expect(value).toBeCloseTo(expected!.data[i] as number, 5);
     call.dispose();
