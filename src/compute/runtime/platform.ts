@@ -62,6 +62,15 @@ export function libraryPath(): string {
   }
 }
 
+/**
+ * Keeps ONNX Runtime from writing down what it is used for, which release 1.30 does by default, under an id of the machine, in a
+ * database in the user's home folder. To be called before the library is loaded; whoever sets the variable decides.
+ * @source the library's own strings: no documentation of it was found
+ */
+export function keepToItself(): void {
+  process.env["ORT_DISABLE_TELEMETRY"] ??= "1";
+}
+
 /** Whether this is a Linux with another C library than glibc, which the shipped libraries need: musl, as on Alpine. */
 export function isMusl(): boolean {
   if (process.platform !== "linux") return false;

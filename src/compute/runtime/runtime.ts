@@ -19,7 +19,7 @@ import { type Shape, sizeOf } from "../tensor/shape.ts";
 import { type Backend, OnnxModel } from "./backend.ts";
 import { DeviceTensor, type Elements } from "./device-tensor.ts";
 import { collectGarbage } from "./memory.ts";
-import { SUPPORTED_PLATFORMS } from "./platform.ts";
+import { keepToItself, SUPPORTED_PLATFORMS } from "./platform.ts";
 import {
   checkInitializers,
   createProgram,
@@ -185,6 +185,7 @@ export class Runtime {
 
 /** @throws RuntimeError whatever the reason the backend does not load */
 async function open(backend: "ffi" | "node"): Promise<Backend> {
+  keepToItself();
   try {
     return await BACKENDS[backend]();
   } catch (cause) {
