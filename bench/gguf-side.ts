@@ -118,7 +118,8 @@ export async function startSide(module: string, threads: number): Promise<SidePr
   compiled ??= compile();
   await compiled;
   const file = new URL(`../dist/bench/bench/${module.replace(/\.ts$/, ".js")}`, import.meta.url);
-  const child = fork(fileURLToPath(file), [String(threads)]);
+  // Without what this process was started with: a loader takes 30 MiB that neither side needs.
+  const child = fork(fileURLToPath(file), [String(threads)], { execArgv: [] });
   const ready = await answerOf(child, () => {});
   return new SideProcess(String(ready.value), child);
 }

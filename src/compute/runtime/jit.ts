@@ -51,14 +51,14 @@ export interface LateInitializers {
   readonly specs: Readonly<Record<string, TensorSpec>>;
   /** Some of them; each is asked for once at most. */
   read(inputs: readonly string[]): Promise<NamedTensors>;
-  /** Told before the last are read, which may have to wait: whoever has something else to do does it now. */
+  /** Told before the rest are read, which may have to wait: whoever has something else to do does it now. */
   beforeLast?(): void;
   /** See `ProgramIO.returned`. */
   returned(input: string): void;
 }
 
 /**
- * Lowers a graph and loads it as several programs, one after the other: while the initializers of some are laid out anew, those of the next
+ * Lowers a graph and loads it as several programs, one after the other, the last of them first: while the initializers of some are laid out anew, those of the next
  * are read, and what the first ones were laid out from is given back before the last ones are there.
  * @param stages  programs at most
  */
@@ -82,22 +82,24 @@ export async function compileInStages(
   );
   invariant(new Set(wanted.flat()).size === wanted.flat().length, "an initializer is read by one stage");
   const returned = (input: string): void => late.returned(input);
+  // The last stage first: it has the head of a model, which is larger than any other matrix, and little else is in memory then.
+  const order = [...graphs.entries()].reverse();
   const loading: Promise<Stage>[] = [];
   let loaded: readonly Stage[];
   try {
-    for (const [i, each] of graphs.entries()) {
+    for (const [turn, [i, each]] of order.entries()) {
       checkGraph(each);
-      if (i === graphs.length - 1) late.beforeLast?.();
-      await loading[i - AT_ONCE];
+      if (turn === order.length - 1) late.beforeLast?.();
+      await loading[turn - AT_ONCE];
       const initializers = await late.read(wanted[i]!);
       const { inputs, outputs } = each;
       const pairs = inPlace.filter(([input, output]) => inputs.has(input) && outputs.has(output));
       const own = { initializers, inPlace: pairs, name: `${name}, ${i + 1} of ${graphs.length}` };
       loading.push(load(runtime, each, { ...options, ...own }, returned));
       // Told of when all are waited for.
-      loading[i]!.catch(() => {});
+      loading[turn]!.catch(() => {});
     }
-    loaded = await Promise.all(loading);
+    loaded = (await Promise.all(loading)).reverse();
   } catch (error) {
     for (const stage of await Promise.allSettled(loading)) {
       if (stage.status === "fulfilled") stage.value.program.dispose();

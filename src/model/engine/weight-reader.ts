@@ -110,18 +110,17 @@ export class WeightReader implements LateInitializers {
     this.#source = source;
     this.beforeLast = beforeLast;
     const specs: Record<string, TensorSpec> = {};
-    let [all, largest] = [0, 0];
+    let all = 0;
     for (const [name, form] of Object.entries(source.forms)) {
       for (const [input, spec] of Object.entries(weightInputs(name, form))) {
         specs[input] = spec;
         this.#weightOf.set(input, name);
       }
       all += roomBytes(form);
-      largest = Math.max(largest, roomBytes(form));
     }
     this.specs = specs;
-    // A stage's share and some more, for cuts are uneven; or the largest weight, where that is more.
-    this.#slabBytes = Math.max((1.25 * all) / stages, largest);
+    // About a stage's share: what does not fit lies elsewhere, as a large head does, which is garbage by the time the others are read.
+    this.#slabBytes = all / stages;
   }
 
   async read(inputs: readonly string[]): Promise<Record<string, DeviceTensor>> {

@@ -51,10 +51,10 @@ describe("compileInStages", () => {
     const { late, events } = lateOf();
     const { program, outputs } = await compileInStages(runtime, graph, 3, late);
     expect(events.filter((event) => !event.startsWith("returned"))).toEqual([
-      "read w0 w1",
+      "read w4 w5",
       "read w2 w3",
       "before the last",
-      "read w4 w5",
+      "read w0 w1",
     ]);
     expect(outputs).toMatchObject({ y: matrix });
     const x = runtime.tensor("f32", [2, 2], [1, 2, 3, 4]);
