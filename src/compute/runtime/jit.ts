@@ -58,8 +58,8 @@ export interface LateInitializers {
 }
 
 /**
- * Lowers a graph and loads it as several programs, one after the other, the last of them first: while the initializers of some are laid out anew, those of the next
- * are read, and what the first ones were laid out from is given back before the last ones are there.
+ * Lowers a graph and loads it as several programs, one after the other, the last of them first: while the initializers of some are laid
+ * out anew, those of the next are read, and what the first were laid out from is given back before the rest are there.
  * @param stages  programs at most
  */
 export async function compileInStages(

@@ -95,8 +95,8 @@ function quantizedType(model: GgufModel, name: string): QuantizedType | undefine
 }
 
 /**
- * Whether a model may stay in its file: where a matrix is of whole numbers. Weights of DeepSeek-V3 are widened: its experts and latents take matrices apart. So are those
- * of heads that an engine cannot decode before they are widened.
+ * Whether a model may stay in its file: where a matrix is of whole numbers. Weights of DeepSeek-V3 are widened: its experts and latents
+ * take matrices apart. So are those of heads that an engine cannot decode before they are widened.
  */
 const mayStay = (model: GgufModel, config: ModelConfig): boolean =>
   config.modelType !== "deepseek_v3" &&
@@ -106,8 +106,8 @@ const mayStay = (model: GgufModel, config: ModelConfig): boolean =>
 /** Weights as the file has them, matrices of whole numbers left so and joined where the architecture takes them so. */
 async function openStored(model: GgufModel, config: ModelConfig): Promise<StoredSource> {
   const forms: Record<string, StoredForm> = {};
-  /** Of each matrix, those whose rows it has. */
-  const partsOf = new Map<string, { readonly type: QuantizedType; readonly names: readonly string[] }>();
+  /** Matrices of whole numbers, and the names of those whose rows each has. */
+  const matrices = new Map<string, { type: QuantizedType; form: QuantizedForm; parts: readonly string[] }>();
   const joinOf = new Map(
     architectureOf(config)
       .joins(config)
@@ -123,27 +123,27 @@ async function openStored(model: GgufModel, config: ModelConfig): Promise<Stored
     }
     const join = joinOf.get(name);
     const joins = join?.parts.every((part) => quantizedType(model, part) === type);
-    const [own, names] = joins ? [join!.joined, join!.parts] : [name, [name]];
-    partsOf.set(own, { type, names });
-    forms[own] = formOf(
-      type,
-      names.reduce((sum, part) => sum + rowsOf(part), 0),
-      shape[1]!,
-    );
+    const [own, parts] = joins ? [join!.joined, join!.parts] : [name, [name]];
+    if (matrices.has(own)) continue;
+    const rows = parts.reduce((sum, part) => sum + rowsOf(part), 0);
+    const form = formOf(type, rows, shape[1]!);
+    matrices.set(own, { type, form, parts });
+    forms[own] = form;
   }
   /** Blocks of one matrix after another: taken from the system once for each that is being read. */
   const spare: ArrayBuffer[] = [];
   return {
     forms,
     async read(name, room) {
-      const parts = partsOf.get(name);
-      if (parts === undefined) return model.readF32(name);
+      const known = matrices.get(name);
+      if (known === undefined) return model.readF32(name);
+      const { type, form, parts } = known;
       const memory = spare.pop() ?? new ArrayBuffer(MAX_BLOCK_BYTES);
-      const matrix = emptyMatrix(forms[name] as QuantizedForm, room);
+      const matrix = emptyMatrix(form, room);
       let [row, rounding] = [0, 0];
-      for (const part of parts.names) {
+      for (const part of parts) {
         const { blocks } = await model.readBlocks(part, memory);
-        rounding = Math.max(rounding, fillRows(matrix, row, parts.type, blocks));
+        rounding = Math.max(rounding, fillRows(matrix, row, type, blocks));
         row += rowsOf(part);
       }
       spare.push(memory);
@@ -174,21 +174,17 @@ export async function loadModel(path: string): Promise<LoadedModel> {
 export async function loadStoredModel(path: string): Promise<StoredModel> {
   if (await isModelFolder(path)) return loadModel(path);
   const model = await openGgufModel(path);
-  let stays = false;
   try {
     const described = describeGguf(path, model);
     const { config } = described;
-    stays = mayStay(model, config);
-    const weights = stays
-      ? { source: await openStored(model, config) }
-      : { tensors: await readWeights(model, config) };
     // Properties of the same object, whose text side stays to be made.
-    return Object.assign(described, weights);
+    if (mayStay(model, config)) return Object.assign(described, { source: await openStored(model, config) });
+    const read = Object.assign(described, { tensors: await readWeights(model, config) });
+    await model.close();
+    return read;
   } catch (error) {
-    stays = false;
+    await model.close();
     throw error;
-  } finally {
-    if (!stays) await model.close();
   }
 }
 

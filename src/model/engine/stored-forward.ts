@@ -29,7 +29,7 @@ import {
   type Prompt,
   runOnce,
 } from "./forward.ts";
-import { WeightReader } from "./weight-reader.ts";
+import { MATRIX_PARTS, WeightReader } from "./weight-reader.ts";
 
 export interface StoredOptions {
   /** The engine's own from now on: it is closed when the engine is disposed of. */
@@ -242,7 +242,7 @@ export class StoredForward implements Forward {
       Object.entries(this.#weights.forms).map(([name, form]) => {
         if ("shape" in form) return [name, x[name]!];
         const { bits, blockSize } = form;
-        const [codes, scales, offsets] = ["codes", "scales", "offsets"].map((part) => x[`${name}.${part}`]);
+        const [codes, scales, offsets] = MATRIX_PARTS.map((part) => x[`${name}.${part}`]);
         const exact = bits === 4 && this.#activations === "f32";
         const parts = [codes!, scales!, ...(offsets === undefined ? [] : [offsets])] as [
           Value,

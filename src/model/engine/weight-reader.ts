@@ -56,8 +56,11 @@ function over<D extends DType>(runtime: Runtime, { dtype, shape, data }: HostArr
     : new DeviceTensor(dtype, shape, data);
 }
 
+/** What a matrix of whole numbers is made of, in the order of `dequantize`: each a graph input. */
+export const MATRIX_PARTS = ["codes", "scales", "offsets"] as const;
+
 /** The graph inputs that a weight is: itself, or its parts. */
-export function weightInputs(name: string, form: StoredForm): Record<string, TensorSpec> {
+function weightInputs(name: string, form: StoredForm): Record<string, TensorSpec> {
   if ("shape" in form) return { [name]: { dtype: "f32", shape: form.shape } };
   const { N, K, bits, blockSize, hasOffsets } = form;
   const blocks = [N, K / blockSize];
@@ -72,12 +75,11 @@ export function weightInputs(name: string, form: StoredForm): Record<string, Ten
 /** The tensors of a weight, by the names of graph inputs. */
 function inputTensors(runtime: Runtime, name: string, weight: StoredWeight): Record<string, DeviceTensor> {
   if (!isQuantizedMatrix(weight)) return { [name]: over(runtime, weight) };
-  const { codes, scales, offsets } = weight;
-  return {
-    [`${name}.codes`]: over(runtime, codes),
-    [`${name}.scales`]: over(runtime, scales),
-    ...(offsets === undefined ? {} : { [`${name}.offsets`]: over(runtime, offsets) }),
-  };
+  const parts = MATRIX_PARTS.flatMap((part) => {
+    const array = weight[part];
+    return array === undefined ? [] : [[`${name}.${part}`, over<DType>(runtime, array)] as const];
+  });
+  return Object.fromEntries(parts);
 }
 
 /** Bytes of a weight that a {@link Room} is asked for: of codes and offsets. */

@@ -6,6 +6,7 @@
 import { randomInt } from "node:crypto";
 import { invariant } from "../../base/errors.ts";
 import { MergeHeap } from "./merge-heap.ts";
+import { hashPlaces } from "./strings.ts";
 
 /** What becomes of a pair of neighbours. */
 export interface Merge {
@@ -36,7 +37,7 @@ export class MergeTable {
       Int32Array,
       Int32Array,
     ];
-    this.#places = new Int32Array(2 ** (1 + Math.ceil(Math.log2(Math.max(1, most)))));
+    this.#places = hashPlaces(most);
   }
 
   /** Where the pair is, or would be. */

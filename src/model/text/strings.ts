@@ -14,7 +14,7 @@ export interface Strings extends Iterable<string> {
 }
 
 export class StringTable implements Strings {
-  /** Text of all of them, and maybe more. */
+  /** Of all of them, and maybe of what is between. */
   readonly bytes: Uint8Array<ArrayBuffer>;
   /** Where in the bytes each begins, and before where it ends. */
   readonly starts: Uint32Array;
@@ -60,6 +60,10 @@ export class StringTable implements Strings {
   }
 }
 
+/** Empty places of a hash table of so many entries: a power of two, of which half stay empty at least. */
+export const hashPlaces = (entries: number): Int32Array =>
+  new Int32Array(2 ** (1 + Math.ceil(Math.log2(Math.max(1, entries)))));
+
 /** Another one in each process: nobody can write a file whose strings all have one hash. */
 const BASIS = randomInt(2 ** 32);
 
@@ -92,7 +96,7 @@ export class StringIndex {
   /** Of equal strings the first is found. */
   constructor(table: StringTable) {
     this.table = table;
-    this.#places = new Int32Array(2 ** (1 + Math.ceil(Math.log2(Math.max(1, table.length)))));
+    this.#places = hashPlaces(table.length);
     const { bytes, starts, ends } = table;
     for (let i = 0; i < table.length; i++) {
       const place = this.#place(bytes, starts[i]!, ends[i]!);
