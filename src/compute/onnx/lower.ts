@@ -299,25 +299,40 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   },
   cachedAttention: (emitter, { inputs: [q, k, v], attributes }, [, , , ...rest], outputs) => {
     const { heads, kvHeads, scale } = attributes;
+    const kernel = (inputs: readonly string[], scale: number): void =>
+      emitter.node(
+        "GroupQueryAttention",
+        inputs,
+        outputs,
+        {
+          num_heads: heads,
+          kv_num_heads: kvHeads,
+          scale: { float: scale },
+          do_rotary: rest.length === 6 ? 1 : 0,
+          rotary_interleaved: 0,
+        },
+        "com.microsoft",
+      );
+    const rows = [q!, k!, v!].map((x) => emitter.name(x));
+    if (q!.shape[1] === 1) {
+      // With one token each, the kernel's tiles have one row, and are slow. A sink has it work by matrix products instead, which
+      // are fast with one row if they scale nothing (docs/LOG.md). This sink's score is −∞, so that it takes no part.
+      const [queries, ...others] = rows;
+      const scaled = emitter.temporary("Mul", [queries!, emitter.floats([scale], [])]);
+      const given = [scaled, ...others, ...rest];
+      const unused = Array.from({ length: SINK - given.length }, () => "");
+      const scores = Array.from({ length: heads }, () => -Infinity);
+      kernel([...given, ...unused, emitter.floats(scores, [heads])], 1);
+      return;
+    }
     // What was cut into queries, keys and values the kernel takes as it was.
     const whole = wholeOf([q!, k!, v!]);
-    const rows =
-      whole === undefined ? [q!, k!, v!].map((x) => emitter.name(x)) : [emitter.name(whole), "", ""];
-    emitter.node(
-      "GroupQueryAttention",
-      [...rows, ...rest],
-      outputs,
-      {
-        num_heads: heads,
-        kv_num_heads: kvHeads,
-        scale: { float: scale },
-        do_rotary: rest.length === 6 ? 1 : 0,
-        rotary_interleaved: 0,
-      },
-      "com.microsoft",
-    );
+    kernel([...(whole === undefined ? rows : [emitter.name(whole), "", ""]), ...rest], scale);
   },
 };
+
+/** The place of `head_sink` among the inputs of GroupQueryAttention. */
+const SINK = 11;
 
 /** The value whose last axis was cut into just these parts, in this order; undefined when there is none. */
 function wholeOf(parts: readonly Value[]): Value | undefined {

@@ -118,7 +118,7 @@ describe("lowerToOnnx", () => {
   });
 
   it("writes no node that leads to no output", () => {
-    const cut = { dtype: "f32", shape: [1, 1, 64] } as const;
+    const cut = { dtype: "f32", shape: [1, 2, 64] } as const;
     const cache = { dtype: "f32", shape: [1, 1, 8, 16] } as const;
     const counts = { lengths: { dtype: "i32", shape: [1] }, total: { dtype: "i32", shape: [1] } } as const;
     const operators = (start: number): string[] => {
