@@ -49,7 +49,7 @@ export class PonderaSide implements GgufSide {
       stored: this.#stored(this.#model),
     });
     // Made when it is asked for, here while weights are laid out; llama.cpp has its vocabulary by now.
-    await this.#engine.mostlyRead;
+    await this.#engine.allRead;
     this.#model.tokenizer;
   }
 

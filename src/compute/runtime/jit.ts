@@ -51,8 +51,8 @@ export interface LateInitializers {
   readonly specs: Readonly<Record<string, TensorSpec>>;
   /** Some of them; each is asked for once at most. */
   read(inputs: readonly string[]): Promise<NamedTensors>;
-  /** Told before the rest are read, which may have to wait: whoever has something else to do does it now. */
-  beforeLast?(): void;
+  /** Told once all are read and the last are being laid out: whoever has something else to do does it now. */
+  afterLast?(): void;
   /** See `ProgramIO.returned`. */
   returned(input: string): void;
 }
@@ -89,7 +89,6 @@ export async function compileInStages(
   try {
     for (const [turn, [i, each]] of order.entries()) {
       checkGraph(each);
-      if (turn === order.length - 1) late.beforeLast?.();
       await loading[turn - AT_ONCE];
       const initializers = await late.read(wanted[i]!);
       const { inputs, outputs } = each;
@@ -99,6 +98,7 @@ export async function compileInStages(
       // Told of when all are waited for.
       loading[turn]!.catch(() => {});
     }
+    late.afterLast?.();
     loaded = (await Promise.all(loading)).reverse();
   } catch (error) {
     for (const stage of await Promise.allSettled(loading)) {

@@ -93,8 +93,8 @@ export class Engine implements TokenEngine {
   /** One per spec, for all slots. */
   readonly #caches: readonly DeviceTensor<"f32">[];
   readonly #forward: Forward;
-  /** Once stored weights are being laid out for the processor but for the last, or one cannot be read: the time for others to do their part. */
-  readonly mostlyRead: Promise<void>;
+  /** Once stored weights are all read and the last are being laid out, or one cannot be read: the time for others to do their part. */
+  readonly allRead: Promise<void>;
   #busy = false;
 
   constructor(runtime: Runtime, config: ModelConfig, options: EngineOptions) {
@@ -119,11 +119,11 @@ export class Engine implements TokenEngine {
     };
     if (options.stored === undefined) {
       this.#forward = new AdoptedForward(runtime, config, caches);
-      this.mostlyRead = Promise.resolve();
+      this.allRead = Promise.resolve();
     } else {
       const stored = new StoredForward(runtime, config, caches, options.stored);
       this.#forward = stored;
-      this.mostlyRead = stored.mostlyRead;
+      this.allRead = stored.allRead;
     }
   }
 

@@ -81,8 +81,8 @@ const SOON_MS = 500;
 
 export class StoredForward implements Forward {
   readonly promptRows = 1;
-  /** See {@link Engine.mostlyRead}. */
-  readonly mostlyRead: Promise<void>;
+  /** See {@link Engine.allRead}. */
+  readonly allRead: Promise<void>;
   readonly #runtime: Runtime;
   readonly #config: ModelConfig;
   readonly #caches: Caches;
@@ -109,7 +109,7 @@ export class StoredForward implements Forward {
     this.#activations = options.activations ?? "i8";
     this.#logits = runtime.tensor("f32", [caches.slots, config.vocabSize]);
     // Whoever runs it first is told what is wrong.
-    this.mostlyRead = new Promise((resolve) => {
+    this.allRead = new Promise((resolve) => {
       this.#program(resolve).then(
         () => resolve(),
         () => resolve(),
@@ -203,11 +203,11 @@ export class StoredForward implements Forward {
     return rows;
   }
 
-  /** @param onMostlyRead  called when all but the last weights are read */
-  async #program(onMostlyRead: () => void = () => {}): Promise<Program> {
+  /** @param onAllRead  called when all weights are read */
+  async #program(onAllRead: () => void = () => {}): Promise<Program> {
     const { program } = await this.#programs.getCompiled("decode", () => {
       const { specs, maxPositions } = this.#caches;
-      const reader = new WeightReader(this.#runtime, this.#weights, STAGES, onMostlyRead);
+      const reader = new WeightReader(this.#runtime, this.#weights, STAGES, onAllRead);
       const fixed: Record<string, TensorSpec> = { ...reader.specs, total: { dtype: "i32", shape: [1] } };
       const cacheSpecs = specs.map(
         (spec): TensorSpec => ({ dtype: "f32", shape: cacheShapeOf(spec, 1, maxPositions) }),

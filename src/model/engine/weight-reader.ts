@@ -101,16 +101,16 @@ export class WeightReader implements LateInitializers {
   #slabs: Slab[] = [];
   /** What has been read and is still needed as it was. */
   readonly #tensors = new Map<string, DeviceTensor>();
-  readonly beforeLast: () => void;
+  readonly afterLast: () => void;
 
   /**
    * @param stages      stages at most
-   * @param beforeLast  see {@link LateInitializers.beforeLast}
+   * @param afterLast  see {@link LateInitializers.afterLast}
    */
-  constructor(runtime: Runtime, source: StoredSource, stages: number, beforeLast: () => void) {
+  constructor(runtime: Runtime, source: StoredSource, stages: number, afterLast: () => void) {
     this.#runtime = runtime;
     this.#source = source;
-    this.beforeLast = beforeLast;
+    this.afterLast = afterLast;
     const specs: Record<string, TensorSpec> = {};
     let all = 0;
     for (const [name, form] of Object.entries(source.forms)) {

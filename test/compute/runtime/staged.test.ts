@@ -40,7 +40,7 @@ function lateOf(fails?: string): Told {
         inputs.map((name) => [name, runtime.tensor("f32", [2, 2], elements(names.indexOf(name)))]),
       );
     },
-    beforeLast: () => void events.push("before the last"),
+    afterLast: () => void events.push("all are read"),
     returned: (input) => void events.push(`returned ${input}`),
   };
   return { late, events };
@@ -53,8 +53,8 @@ describe("compileInStages", () => {
     expect(events.filter((event) => !event.startsWith("returned"))).toEqual([
       "read w4 w5",
       "read w2 w3",
-      "before the last",
       "read w0 w1",
+      "all are read",
     ]);
     expect(outputs).toMatchObject({ y: matrix });
     const x = runtime.tensor("f32", [2, 2], [1, 2, 3, 4]);

@@ -18,9 +18,10 @@ import { FormatError } from "../../../base/errors.ts";
 import { hostArray } from "../../../compute/tensor/host.ts";
 import { sizeOf } from "../../../compute/tensor/shape.ts";
 import type { QuantizedForm, QuantizedMatrix, Room } from "../../arch/stored.ts";
+import { assembledFill, type Target, unpackedFill } from "./fill.ts";
 import type { QuantizedTensor } from "./model.ts";
-import { type GgmlType, layoutOf } from "./types.ts";
-import { emptyParts, halfOf, type QuantizedType, UNPACKERS } from "./unpack.ts";
+import type { GgmlType } from "./types.ts";
+import { type QuantizedType, UNPACKERS } from "./unpack.ts";
 
 export function isQuantized(type: GgmlType): type is QuantizedType {
   return Object.hasOwn(UNPACKERS, type);
@@ -28,74 +29,6 @@ export function isQuantized(type: GgmlType): type is QuantizedType {
 
 /** Half a unit in the last place of a float32, for each unit of its size. */
 const HALF_UNIT = 2 ** -24;
-
-type Target = Omit<QuantizedMatrix, "rounding">;
-
-/** What fills blocks from the one numbered `first` on. @returns the largest size of an offset */
-type Fill = (target: Target, first: number, blocks: Uint8Array) => number;
-
-/** The lower halves of the four bytes of a word, as two bytes. */
-function lowerHalves(word: number): number {
-  const nibbles = word & 0x0f0f0f0f;
-  const pairs = (nibbles | (nibbles >>> 4)) & 0x00ff00ff;
-  return (pairs | (pairs >>> 8)) & 0xffff;
-}
-
-/** Bytes two by two; a copy of those that lie at an odd address. */
-function inPairs(x: Uint8Array): Uint16Array {
-  const { buffer, byteOffset, byteLength } = x.byteOffset % 2 === 0 ? x : x.slice();
-  return new Uint16Array(buffer, byteOffset, byteLength / 2);
-}
-
-const inWords = ({ buffer, byteOffset, byteLength }: Uint8Array): Uint32Array =>
-  new Uint32Array(buffer, byteOffset, byteLength / 4);
-
-/**
- * Q4_0 and Q4_1: one half or two, and then 32 nibbles, whose halves of a block lie in the halves of bytes; as neighbours in bytes
- * they are wanted.
- */
-function nibbleFill(halves: 1 | 2): Fill {
-  const units = halves + 8;
-  return ({ codes, scales, offsets }, first, blocks) => {
-    const [x, words] = [inPairs(blocks), inWords(codes.data)];
-    let largest = 0;
-    for (let from = 0, block = first; from < x.length; from += units, block++) {
-      const scale = halfOf(x[from]!);
-      scales.data[block] = scale;
-      if (offsets !== undefined) {
-        const offset = halfOf(x[from + 1]!) + 8 * scale;
-        offsets.data[block] = offset;
-        largest = Math.max(largest, Math.abs(offset));
-      }
-      const [at, to] = [from + halves, 4 * block];
-      for (let i = 0; i < 2; i++) {
-        const a = x[at + 4 * i]! | (x[at + 4 * i + 1]! << 16);
-        const b = x[at + 4 * i + 2]! | (x[at + 4 * i + 3]! << 16);
-        words[to + i] = lowerHalves(a) | (lowerHalves(b) << 16);
-        words[to + 2 + i] = lowerHalves(a >>> 4) | (lowerHalves(b >>> 4) << 16);
-      }
-    }
-    return largest;
-  };
-}
-
-/** The commonest types, straight from their bytes: what `unpack` and the loop over it do, twenty times as fast. */
-const FILLS: { readonly [T in QuantizedType]?: Fill } = {
-  Q4_0: nibbleFill(1),
-  Q4_1: nibbleFill(2),
-  Q8_0({ codes, scales }, first, blocks) {
-    const [x, words] = [inPairs(blocks), inWords(codes.data)];
-    for (let from = 0, block = first; from < x.length; from += 17, block++) {
-      scales.data[block] = halfOf(x[from]!);
-      for (let i = 0; i < 8; i++) {
-        const at = from + 1 + 2 * i;
-        // Signed bytes plus 128.
-        words[8 * block + i] = (x[at]! | (x[at + 1]! << 16)) ^ 0x80808080;
-      }
-    }
-    return 0;
-  },
-};
 
 /**
  * The operands for a matrix [N, K] as a GGUF file stores it.
@@ -147,36 +80,6 @@ export function emptyMatrix(
  * @returns largest difference between a weight there and in the file
  */
 export function fillRows(target: Target, row: number, type: QuantizedType, blocks: Uint8Array): number {
-  const fill = FILLS[type] ?? unpackedFill(type);
+  const fill = assembledFill(type) ?? unpackedFill(type);
   return fill(target, (row * target.K) / target.blockSize, blocks) * HALF_UNIT;
-}
-
-/** Any type, by way of its numbers one by one. */
-export function unpackedFill(type: QuantizedType): Fill {
-  const { run, bits, center, unpack } = UNPACKERS[type];
-  const layout = layoutOf(type);
-  const toCode = 2 ** (bits - 1) - center;
-  return ({ codes, scales, offsets }, first, blocks) => {
-    const parts = emptyParts();
-    let largest = 0;
-    let element = first * run;
-    for (let from = 0; from < blocks.length; from += layout.bytes, element += layout.block) {
-      unpack(blocks, from, parts);
-      for (let r = 0; r < layout.block / run; r++) {
-        const at = element / run + r;
-        scales.data[at] = parts.scales[r]!;
-        if (offsets === undefined) continue;
-        const offset = parts.mins[r]! + center * parts.scales[r]!;
-        offsets.data[at] = offset;
-        largest = Math.max(largest, Math.abs(offset));
-      }
-      for (let i = 0; i < layout.block; i++) {
-        const code = parts.quants[i]! + toCode;
-        if (bits === 8) codes.data[element + i] = code;
-        else if ((i & 1) === 0) codes.data[(element + i) >> 1] = code;
-        else codes.data[(element + i) >> 1]! |= code << 4;
-      }
-    }
-    return largest;
-  };
 }

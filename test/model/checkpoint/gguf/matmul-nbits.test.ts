@@ -1,22 +1,24 @@
+import { readFile } from "node:fs/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { FormatError } from "../../../../src/base/errors.ts";
 import { Runtime } from "../../../../src/compute/runtime/runtime.ts";
 import { Random } from "../../../../src/compute/tensor/random.ts";
 import type { QuantizedMatrix } from "../../../../src/model/arch/stored.ts";
 import { dequantizeInto } from "../../../../src/model/checkpoint/gguf/dequantize.ts";
+import { assembledFill, unpackedFill } from "../../../../src/model/checkpoint/gguf/fill.ts";
 import {
   emptyMatrix,
   fillRows,
   formOf,
   isQuantized,
   nBitsOperands,
-  unpackedFill,
 } from "../../../../src/model/checkpoint/gguf/matmul-nbits.ts";
 import type { QuantizedTensor } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
 import { ggmlTypeNames, layoutOf } from "../../../../src/model/checkpoint/gguf/types.ts";
 import { node, onnx, spec } from "../../../compute/runtime/models.ts";
 import { fixturePath } from "../../../fixture.ts";
+import { assembledFile, FILL_WASM_FILE } from "../../../reference/fill-wasm.ts";
 
 const QUANTIZED = ggmlTypeNames.filter(isQuantized);
 
@@ -120,19 +122,39 @@ describe("nBitsOperands", () => {
     expect(filled[1]).toEqual(filled[0]);
   });
 
-  it.each(["Q4_0", "Q4_1", "Q8_0"] as const)("is quicker for %s, and the same to the bit", (type) => {
-    const { block, bytes } = layoutOf(type);
-    const random = new Random(7);
-    const [N, K] = [5, 3 * block];
-    // One byte before, so that blocks lie at odd addresses, as they may within a file's bytes.
-    const memory = Uint8Array.from({ length: 1 + ((N * K) / block) * bytes }, () => random.integer(256));
-    for (const start of [0, 1]) {
-      const blocks = memory.subarray(start, memory.length - 1 + start);
-      const slow = emptyMatrix(formOf(type, N, K));
-      unpackedFill(type)(slow, 0, blocks);
-      const { rounding, ...fast } = nBitsOperands("w", { type, shape: [N, K], blocks });
-      expect(fast).toEqual(slow);
-    }
+  it.each(QUANTIZED.filter((type) => assembledFill(type)))(
+    "is quicker for %s, and the same to the bit",
+    (type) => {
+      const { block, bytes } = layoutOf(type);
+      const random = new Random(7);
+      // More than fits the memory of the quick one at once, and an end that does not fill it.
+      const [N, K] = [70, 4 * 256];
+      const count = (N * K) / block;
+      // One byte before, so that blocks lie at odd addresses, as they may within a file's bytes.
+      const memory = Uint8Array.from({ length: 1 + count * bytes }, () => random.integer(256));
+      for (const start of [0, 1]) {
+        const blocks = memory.subarray(start, memory.length - 1 + start);
+        const slow = emptyMatrix(formOf(type, N, K));
+        unpackedFill(type)(slow, 0, blocks);
+        const { rounding, ...fast } = nBitsOperands("w", { type, shape: [N, K], blocks });
+        expect(fast).toEqual(slow);
+      }
+    },
+  );
+
+  it("is quicker for the types that files are commonly of", () => {
+    expect(QUANTIZED.filter((type) => assembledFill(type))).toEqual([
+      "Q4_0",
+      "Q4_1",
+      "Q8_0",
+      "Q4_K",
+      "Q5_K",
+      "Q6_K",
+    ]);
+  });
+
+  it("is what its source is assembled to", async () => {
+    expect(await readFile(FILL_WASM_FILE, "utf8")).toBe(await assembledFile());
   });
 
   it("is worked out by hand for Q4_1", () => {
