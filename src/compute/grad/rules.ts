@@ -55,9 +55,9 @@ type Rule<P extends PrimitiveName> = (
   g: Value,
 ) => readonly (Value | Contribution | null)[];
 
-/** aᵀ·b. The one that is transposed first is the wider one: of two products of long, narrow matrices that is the faster. */
+/** aᵀ·b. Of two matrices the narrower one is transposed, which the lowering does in memory. */
 function transposedProduct(a: Value, b: Value): Value {
-  return a.shape.at(-1)! >= b.shape.at(-1)!
+  return a.shape.length > 2 || b.shape.length > 2 || a.shape[1]! <= b.shape[1]!
     ? matmul(transposeLast(a), b)
     : transposeLast(matmul(transposeLast(b), a));
 }

@@ -25,12 +25,17 @@ import {
  */
 const ONE_HOT_ROWS = 1024;
 
+/** From so many rows on a matrix that is multiplied by them is transposed in memory. */
+const MANY = 128;
+
 /** Collects nodes and initializers while a graph is lowered. */
 class Emitter extends NodeWriter {
   readonly #names = new Map<Value, string>();
   readonly #splits = new Map<string, readonly string[]>();
   /** Sums of blocks, by what they are of. */
   readonly #sums = new Map<string, string>();
+  /** Matrices that were transposed in memory. */
+  readonly #transposed = new Map<Value, string>();
   readonly #open: readonly number[];
 
   constructor(open: readonly number[]) {
@@ -110,6 +115,26 @@ class Emitter extends NodeWriter {
     return this.temporary("Reshape", [both, this.shape([...shape.slice(0, -1), 2 * shape.at(-1)!], shape)]);
   }
 
+  /**
+   * A factor of a product whose other side has so many rows or columns. A matrix that was transposed is so in memory where that is
+   * many: the runtime would make one operator of it and the product, which is a fifth slower (docs/LOG.md). A third axis keeps it
+   * from that.
+   */
+  factor(x: Value, others: number): string {
+    const source = x.shape.length === 2 && isPrimitive(x.node, "transpose") ? x.node.inputs[0]! : undefined;
+    const sizes = [...x.shape, others];
+    if (source === undefined || others < MANY || sizes.some((size) => this.isOpen(size))) return this.name(x);
+    let name = this.#transposed.get(x);
+    if (name === undefined) {
+      const [columns, rows] = x.shape as readonly [number, number];
+      const apart = this.temporary("Reshape", [this.name(source), this.integers([1, rows, columns])]);
+      const turned = this.temporary("Transpose", [apart], { perm: [0, 2, 1] });
+      name = this.temporary("Reshape", [turned, this.integers([columns, rows])]);
+      this.#transposed.set(x, name);
+    }
+    return name;
+  }
+
   zeros(shape: Shape): string {
     return this.temporary("Expand", [this.floats([0], []), this.integers(shape)]);
   }
@@ -186,7 +211,11 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
   cumulativeSum: (emitter, { attributes: { axis } }, [x], outputs) =>
     emitter.node("CumSum", [x!, emitter.integers([axis])], outputs),
 
-  matmul: same("MatMul"),
+  matmul: (emitter, { inputs: [a, b] }, _, outputs) => {
+    const [rows, columns] = [a!.shape.at(-2)!, b!.shape.at(-1)!];
+    const operands = [emitter.factor(a!, columns), emitter.factor(b!, rows)];
+    emitter.node("MatMul", operands, outputs);
+  },
 
   groupedMatmul: (emitter, { attributes: { transposed } }, [x, counts, ...matrices], outputs) => {
     const parts = emitter.split(x!, counts!, matrices.length);

@@ -190,7 +190,7 @@ describe("grad", () => {
       ({ x, w }) => ({ g: grad(p.sum(p.matmul(x, w)), [w])[0]! }),
     );
     const products = graph.applications.filter(({ primitive }) => primitive === "matmul");
-    expect(products.map(({ outputs }) => outputs[0]!.shape)).toEqual([[3, 2]]);
+    expect(products.map(({ outputs }) => outputs[0]!.shape)).toEqual([[2, 3]]);
   });
 });
 

@@ -52,11 +52,10 @@ it("prints a small program with its gradient", () => {
     %16: f32[4,3] = add %11 %15
     %17: f32[1,3] = reduceSum{axes=[0] keepDims=true} %16
     %18: f32[3] = reshape{shape=[3]} %17
-    %19: f32[3,4] = transpose{permutation=[1,0]} %16
-    %20: f32[3,2] = matmul %19 %0
-    %21: f32[2,3] = transpose{permutation=[1,0]} %20
+    %19: f32[2,4] = transpose{permutation=[1,0]} %0
+    %20: f32[2,3] = matmul %19 %16
     output loss = %7
-    output dw = %21
+    output dw = %20
     output db = %18"
   `);
 });

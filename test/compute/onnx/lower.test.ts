@@ -6,15 +6,18 @@ import {
   constant,
   exp,
   gatherRows,
+  matmul,
   mul,
   neg,
   reshape,
   slice,
   sum,
+  transposeLast,
 } from "../../../src/compute/graph/primitives.ts";
 import { trace } from "../../../src/compute/graph/trace.ts";
 import { lowerToOnnx } from "../../../src/compute/onnx/lower.ts";
 import type { ModelProto } from "../../../src/compute/onnx/proto.ts";
+import { interpret } from "../../../src/compute/runtime/interpreter.ts";
 import { compile } from "../../../src/compute/runtime/jit.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32 } from "../../../src/compute/tensor/host.ts";
@@ -138,6 +141,26 @@ describe("lowerToOnnx", () => {
     // Queries, keys and values that are one array are taken as one; others are not.
     expect(operators(0)).toEqual(["GroupQueryAttention"]);
     expect(operators(1)).toEqual(["Slice", "Slice", "Slice", "GroupQueryAttention"]);
+  });
+
+  it("transposes a factor of many rows in memory, once for all who ask", async () => {
+    const products = (rows: number) =>
+      trace({ x: { dtype: "f32", shape: [rows, 3] }, w: { dtype: "f32", shape: [2, 3] } }, ({ x, w }) => {
+        const turned = transposeLast(w);
+        return { first: matmul(x, turned), second: matmul(neg(x), turned) };
+      });
+    const operators = (rows: number) => lowerToOnnx(products(rows)).graph.node.map(({ opType }) => opType);
+    const detour = ["Reshape", "Transpose", "Reshape"];
+    expect(operators(128)).toEqual([...detour, "MatMul", "Neg", "MatMul"]);
+    expect(operators(127)).toEqual(["Transpose", "MatMul", "Neg", "MatMul"]);
+    const x = f32(
+      [128, 3],
+      Array.from({ length: 384 }, (_, i) => i % 7),
+    );
+    const w = f32([2, 3], [1, 2, 3, 4, 5, 6]);
+    const { first, second } = await runOnEngine(engine, products(128), { x, w });
+    expect([...first!.data]).toEqual([...interpret(products(128), { x, w }).first!.data]);
+    expect([...second!.data]).toEqual([...first!.data].map((value) => -value));
   });
 
   it("copies an input that is returned, and a value returned under two names", async () => {
