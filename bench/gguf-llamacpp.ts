@@ -35,6 +35,11 @@ export class LlamaCppSide implements GgufSide {
     this.#sequences = Array.from({ length: sequences }, () => this.#context!.getSequence());
   }
 
+  /** Special tokens in the text are such. */
+  tokenize(text: string): number[] {
+    return [...this.#model!.tokenize(text, true)];
+  }
+
   async generate(prompts: readonly (readonly number[])[], newTokens: number): Promise<Generated> {
     const began = performance.now();
     let first = 0;

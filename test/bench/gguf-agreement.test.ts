@@ -15,9 +15,10 @@ import { LlamaCppSide } from "../../bench/gguf-llamacpp.ts";
 import { PonderaSide } from "../../bench/gguf-pondera.ts";
 import { BEGINNINGS, TEXT } from "../../bench/gguf-texts.ts";
 import { Runtime } from "../../src/compute/runtime/runtime.ts";
+import { initializeLlama, type LlamaConfig } from "../../src/model/arch/llama.ts";
 import { parseLlamaConfig } from "../../src/model/arch/llama-json.ts";
 import { readWeights } from "../../src/model/checkpoint/folder.ts";
-import { saveGguf } from "../../src/model/checkpoint/gguf/save.ts";
+import { saveGguf, saveModelGguf } from "../../src/model/checkpoint/gguf/save.ts";
 import { openLlama2c, readLlama2cTokenizer } from "../../src/model/checkpoint/llama2c.ts";
 import { closing, loadModel, loadStoredModel } from "../../src/model/checkpoint/load.ts";
 import { TokenScorer } from "../../src/model/engine/token-scorer.ts";
@@ -31,7 +32,7 @@ const STORIES = stories("stories260K.bin");
 /** SmolLM2-135M-Instruct as Q4_1. */
 const SMOLLM2 = process.env["PONDERA_SMOLLM2"] ?? "";
 
-/** Whether node-llama-cpp has a binary for this machine; asked where there is a model for it. */
+/** Whether node-llama-cpp has a binary for this machine. */
 async function startsLlamaCpp(): Promise<boolean> {
   const side = new LlamaCppSide();
   const started = await side.start(1).then(
@@ -41,7 +42,7 @@ async function startsLlamaCpp(): Promise<boolean> {
   await side.dispose();
   return started;
 }
-const hasLlamaCpp = (existsSync(STORIES) || existsSync(SMOLLM2)) && (await startsLlamaCpp());
+const hasLlamaCpp = await startsLlamaCpp();
 
 describe.skipIf(!(existsSync(STORIES) && hasLlamaCpp))(
   "llama.cpp, of stories260K as a GGUF file of ours",
@@ -67,6 +68,52 @@ describe.skipIf(!(existsSync(STORIES) && hasLlamaCpp))(
     });
   },
 );
+
+describe.skipIf(!hasLlamaCpp)("llama.cpp, of a model that was trained from nothing", () => {
+  const alphabet = "0123456789+-*/=(),.: \n÷é€";
+  const tokenizer = characterTokenizer({ alphabet });
+  const text = "<think>12÷4 = 3,\n(5-3)*7: é€</think>";
+  const config: LlamaConfig = {
+    ...{
+      vocabSize: tokenizer.vocabSize + 3,
+      hiddenSize: 32,
+      intermediateSize: 64,
+      layers: 2,
+      heads: 2,
+      kvHeads: 1,
+    },
+    ...{ headDim: 16, rmsNormEpsilon: 1e-5, ropeTheta: 10_000, maxPositions: 64, tieEmbeddings: false },
+  };
+  const runtimes: Runtime[] = [];
+  afterAll(() => {
+    for (const runtime of runtimes) runtime.dispose();
+  });
+
+  it.each(["F16", "Q8_0", "Q4_0"] as const)("reads text and runs weights as we do: %s", async (type) => {
+    const file = join(await temporaryFolder(), "run.gguf");
+    const model = { config, extra: {}, tensors: initializeLlama(config, 3), tokenizer };
+    await saveModelGguf(file, model, { type });
+    const llamaCpp = new LlamaCppSide();
+    await llamaCpp.start(1);
+    await llamaCpp.load({ file, threads: 1, sequences: 1, positions: 64 });
+    const ids = tokenizer.encode(text);
+    const ours = await loadModel(file);
+    expect(ours.tokenizer.encode(text)).toEqual(ids);
+    expect(ours.tokenizer.decode(ids)).toBe(text);
+    expect(llamaCpp.tokenize(text)).toEqual(ids);
+    // What is outside the alphabet is passed over, as transformers does.
+    expect(llamaCpp.tokenize("A1ß")).toEqual(tokenizer.encode("1"));
+    const runtime = await Runtime.create({ threads: 1 });
+    runtimes.push(runtime);
+    const scorer = new TokenScorer(runtime, config, { maxPositions: 64 });
+    scorer.adopt(deviceWeights(runtime, ours.tensors));
+    const [scores, theirs] = [await scorer.score(ids), await llamaCpp.score(ids)];
+    await scorer.dispose();
+    await llamaCpp.dispose();
+    // llama.cpp rounds activations to bytes beside quantised matrices, and keeps its cache in halves.
+    for (const [i, score] of scores.entries()) expect(Math.abs(theirs[i]! - score)).toBeLessThan(0.05);
+  });
+});
 
 describe.skipIf(!(existsSync(SMOLLM2) && hasLlamaCpp))("SmolLM2-135M-Instruct, Q4_1", () => {
   const [ours, theirs] = [new PonderaSide(), new LlamaCppSide()];

@@ -7,6 +7,7 @@
 
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
+import { toByteCharacters, utf8 } from "../../text/byte-level.ts";
 import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
 import {
   DEEPSEEK_CODER_PATTERNS,
@@ -19,8 +20,6 @@ import {
   TEKKEN_PATTERN,
 } from "../../text/pre-tokenizer.ts";
 import { parseTokenizerJson, type TokenizerFiles } from "../../text/tokenizer-files.ts";
-
-const SPACE = "▁";
 
 /** What llama.cpp calls the rules that split text, by their regular expressions one after another. */
 const PRE_BY_PATTERNS: ReadonlyMap<string, string> = new Map(
@@ -194,10 +193,17 @@ export function vocabularyFromTokenizer(
   const tokens = Array.from({ length: size }, (_, id) => `[PAD${id}]`);
   const tokenTypes = new Int32Array(size).fill(TOKEN_TYPES.unused);
   for (const [token, id] of ids) {
-    // Pondera's characters are themselves; SentencePiece writes a space as ▁.
-    tokens[id] = kind === "characters" && token === " " ? SPACE : token;
-    tokenTypes[id] =
-      kind !== "bytes" && /^<0x[0-9A-F]{2}>$/.test(token) ? TOKEN_TYPES.byte : TOKEN_TYPES.normal;
+    if (kind === "characters") {
+      // Characters that are one byte are that byte's, others stand in text as added tokens do: so there are no merges. In a vocabulary
+      // of SentencePiece's llama.cpp would want a token for each byte, and stop the process at a character that has none.
+      const bytes = utf8(token);
+      tokens[id] = bytes.length === 1 ? toByteCharacters(bytes) : token;
+      tokenTypes[id] = bytes.length === 1 ? TOKEN_TYPES.normal : TOKEN_TYPES.userDefined;
+      continue;
+    }
+    tokens[id] = token;
+    const isByte = kind === "sentencepiece" && /^<0x[0-9A-F]{2}>$/.test(token);
+    tokenTypes[id] = isByte ? TOKEN_TYPES.byte : TOKEN_TYPES.normal;
   }
   for (const { id, special } of json.added_tokens) {
     tokenTypes[id] = special ? TOKEN_TYPES.control : TOKEN_TYPES.userDefined;
@@ -213,7 +219,7 @@ export function vocabularyFromTokenizer(
     });
   };
   const unknownId = idOf("unk_token", config.unk_token ?? json.model.unk_token);
-  if (unknownId !== undefined && kind !== "bytes") tokenTypes[unknownId] = TOKEN_TYPES.unknown;
+  if (unknownId !== undefined && kind === "sentencepiece") tokenTypes[unknownId] = TOKEN_TYPES.unknown;
   const optional = {
     bosId: idOf("bos_token", config.bos_token),
     eosId: idOf("eos_token", config.eos_token),
@@ -223,13 +229,14 @@ export function vocabularyFromTokenizer(
   };
   const addBos = config.add_bos_token ?? (kind === "characters" || prepends(config.bos_token ?? "", json));
   return {
-    ...(kind === "bytes"
-      ? {
+    ...(kind === "sentencepiece"
+      ? { model: "llama", scores: scoresOf(tokens, json), addSpacePrefix: addsSpace(json) }
+      : {
           model: "gpt2",
-          pre: pre ?? preOf(paths.tokenizer, json),
+          // Nothing is merged of characters, wherever they are split.
+          pre: pre ?? (kind === "characters" ? "gpt-2" : preOf(paths.tokenizer, json)),
           merges: json.model.merges.map((merge) => pairOf(merge).join(" ")),
-        }
-      : { model: "llama", scores: scoresOf(tokens, json), addSpacePrefix: addsSpace(json) }),
+        }),
     tokens,
     tokenTypes,
     ...(Object.fromEntries(

@@ -23,8 +23,8 @@ async function fromFolder(folder: string, pre?: string) {
 }
 
 describe("vocabularyFromTokenizer", () => {
-  it("takes Pondera's characters as a SentencePiece vocabulary that adds no space", async () => {
-    const { tokens, scores, tokenTypes, ...rest } = await fromFolder(fixturePath("saved-model"));
+  it("takes Pondera's characters as bytes without merges", async () => {
+    const { tokens, tokenTypes, ...rest } = await fromFolder(fixturePath("saved-model"));
     expect(tokens).toHaveLength(71);
     expect([...tokens].slice(0, 7)).toEqual([
       "<pad>",
@@ -36,18 +36,29 @@ describe("vocabularyFromTokenizer", () => {
       "</answer>",
     ]);
     expect([...tokenTypes!.slice(0, 8)]).toEqual([3, 3, 3, 4, 4, 4, 4, 1]);
-    expect(tokens).toContain("▁");
+    expect(tokens).toContain("Ġ");
     expect(tokens).not.toContain(" ");
-    expect(scores!.every((score) => score === 0)).toBe(true);
     expect(rest).toEqual({
-      model: "llama",
+      model: "gpt2",
+      pre: "gpt-2",
+      merges: [],
       bosId: 1,
       eosId: 2,
       paddingId: 0,
       addBos: true,
       addEos: false,
-      addSpacePrefix: false,
     });
+  });
+
+  it("takes characters of several bytes as added tokens", () => {
+    const json = {
+      added_tokens: [{ id: 0, content: "<s>", special: true }],
+      model: { type: "BPE", vocab: { a: 1, "÷": 2, "\n": 3, "<0x41>": 4 }, merges: [] },
+    };
+    const files = { tokenizer: JSON.stringify(json), config: JSON.stringify({ eos_token: "<s>" }) };
+    const { tokens, tokenTypes } = vocabularyFromTokenizer(files, PATHS);
+    expect([...tokens]).toEqual(["<s>", "a", "÷", "Ċ", "<0x41>"]);
+    expect([...tokenTypes!]).toEqual([3, 1, 4, 1, 4]);
   });
 
   it("takes tokens of bytes with their merges, and the name of their rules", async () => {
