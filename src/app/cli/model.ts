@@ -264,9 +264,10 @@ function engineOf(
     return new Engine(runtime, model.config, { slots, maxPositions, stored: { weights: model.source } });
   }
   const widened = decodable(model);
+  const tokens = Math.min(model.tokenizer.vocabSize, model.config.vocabSize);
   const engine = speculate
-    ? new SpeculatingEngine(new Speculator(runtime, widened.config, { maxPositions }))
-    : new Engine(runtime, widened.config, { slots, maxPositions });
+    ? new SpeculatingEngine(new Speculator(runtime, widened.config, { maxPositions, tokens }))
+    : new Engine(runtime, widened.config, { slots, maxPositions, tokens });
   engine.adopt(deviceWeights(runtime, widened.tensors));
   return engine;
 }

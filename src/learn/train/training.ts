@@ -150,9 +150,8 @@ export class Training<Row> {
     const { runtime, task, config, base } = parts;
     this.#parts = { ...parts, task: withOverlong(task, config) };
     this.#options = options;
-    const { alphabet, tokens = [] } = task;
-    const tokenizer =
-      base?.tokenizer ?? characterTokenizer({ alphabet, special: [...THINK_TAGS, ...tokens] });
+    const { alphabet, tokens: words = [] } = task;
+    const tokenizer = base?.tokenizer ?? characterTokenizer({ alphabet, special: [...THINK_TAGS, ...words] });
     this.#tokenizer = tokenizer;
     this.#write = writerFor(config, base);
     this.#stopIds = base?.stopIds ?? [tokenizer.eosId];
@@ -167,7 +166,12 @@ export class Training<Row> {
       base === undefined
         ? modelConfig(config.model!, { vocabSize: tokenizer.vocabSize, maxPositions })
         : trainedConfig(base.config, config.lora);
-    this.#engine = new Engine(runtime, this.#model, { slots: config.rl.slots, maxPositions: positions });
+    const tokens = Math.min(tokenizer.vocabSize, this.#model.vocabSize);
+    this.#engine = new Engine(runtime, this.#model, {
+      slots: config.rl.slots,
+      maxPositions: positions,
+      tokens,
+    });
     this.#scorer = new Scorer(runtime, this.#model);
   }
 

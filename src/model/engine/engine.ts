@@ -15,7 +15,7 @@ import { type CacheSpec, cacheShapeOf } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig } from "../arch/models.ts";
 import { AdoptedForward, type WeightTensors } from "./adopted-forward.ts";
 import type { Forward, Prefix } from "./forward.ts";
-import { expectCount, expectPositions, expectPrompt } from "./limits.ts";
+import { expectCount, expectPositions, expectPrompt, tokensOf } from "./limits.ts";
 import { SAMPLING_DEFAULTS, Sampler, type SamplingOptions } from "./sampler.ts";
 import { LEAST_POSITIONS, StoredForward, type StoredOptions } from "./stored-forward.ts";
 
@@ -63,6 +63,8 @@ export interface EngineOptions {
   readonly slots: number;
   /** Longest sequence, prompt included. @default the model's own limit */
   readonly maxPositions?: number;
+  /** Ids below this alone are written: a model may have more rows than its tokenizer has tokens, as Qwen's do. @default all */
+  readonly tokens?: number;
   /**
    * Weights that stay: they are laid out for the processor once, and matrices of whole numbers are multiplied as they are. Such an
    * engine adopts no others.
@@ -87,6 +89,7 @@ export class Engine implements TokenEngine {
   readonly config: ModelConfig;
   readonly slots: number;
   readonly maxPositions: number;
+  readonly #tokens: number;
   readonly #cacheSpecs: readonly CacheSpec[];
   /** Of each row of the caches; sequences may be shorter at most. */
   readonly #positions: number;
@@ -101,6 +104,7 @@ export class Engine implements TokenEngine {
     const maxPositions = options.maxPositions ?? config.maxPositions;
     expectCount("engine: slots", options.slots);
     expectPositions("engine", maxPositions, config);
+    this.#tokens = tokensOf("engine", options.tokens, config);
     const architecture = architectureOf(config);
     architecture.checkDecoding(config);
     this.config = config;
@@ -157,7 +161,7 @@ export class Engine implements TokenEngine {
 
   async #generate(requests: readonly GenerateRequest[], options: GenerateOptions): Promise<Completion[][]> {
     const { vocabSize } = this.config;
-    const sampler = new Sampler(vocabSize, { ...SAMPLING_DEFAULTS, ...pickSampling(options) });
+    const sampler = new Sampler(vocabSize, { ...SAMPLING_DEFAULTS, ...pickSampling(options) }, this.#tokens);
     const stops = new Set(options.stopIds);
     const results: Completion[][] = requests.map(() => []);
     const queue: Waiting[] = requests.flatMap(({ samples }, request) =>

@@ -37,6 +37,17 @@ export function expectPrompt(
   });
 }
 
+/** How many ids may be written. @throws ConfigError unless the model has so many, and there is one at least */
+export function tokensOf(where: string, tokens: number | undefined, { vocabSize }: ModelConfig): number {
+  if (tokens === undefined) return vocabSize;
+  if (Number.isSafeInteger(tokens) && tokens >= 1 && tokens <= vocabSize) return tokens;
+  throw new ConfigError({
+    where: `${where}: tokens`,
+    rule: `must be from 1 to the vocabulary's ${vocabSize}`,
+    got: String(tokens),
+  });
+}
+
 /** @throws ConfigError unless there is something to generate */
 export function expectCount(where: string, count: number): void {
   if (Number.isSafeInteger(count) && count >= 1) return;

@@ -42,15 +42,19 @@ export interface Choice {
 /** Samples rows of logits; its buffers are reused from call to call. */
 export class Sampler {
   readonly #options: SamplingOptions;
+  readonly #vocabSize: number;
+  /** Of the ids that may be drawn. */
   readonly #mass: Float64Array;
   readonly #order: Uint32Array;
   readonly #filters: boolean;
 
-  constructor(vocabSize: number, options: SamplingOptions) {
+  /** @param tokens  ids below this alone are drawn; log-probabilities are of all there are. @default all */
+  constructor(vocabSize: number, options: SamplingOptions, tokens = vocabSize) {
     checkSampling(options);
     this.#options = options;
-    this.#mass = new Float64Array(vocabSize);
-    this.#order = new Uint32Array(vocabSize);
+    this.#vocabSize = vocabSize;
+    this.#mass = new Float64Array(tokens);
+    this.#order = new Uint32Array(tokens);
     this.#filters = options.topK > 0 || options.topP < 1 || options.minP > 0;
   }
 
@@ -61,32 +65,36 @@ export class Sampler {
   choose(logits: Float32Array, offset: number, uniform: number): Choice {
     const mass = this.#mass;
     const { temperature } = this.#options;
-    const V = mass.length;
+    const [T, V] = [mass.length, this.#vocabSize];
     let best = 0;
-    for (let id = 1; id < V; id++) if (logits[offset + id]! > logits[offset + best]!) best = id;
-    const largest = logits[offset + best]!;
+    for (let id = 1; id < T; id++) if (logits[offset + id]! > logits[offset + best]!) best = id;
+    let largest = logits[offset + best]!;
+    for (let id = T; id < V; id++) largest = Math.max(largest, logits[offset + id]!);
     const scale = temperature === 0 ? 1 : 1 / temperature;
-    let total = 0;
-    for (let id = 0; id < V; id++) {
-      const m = Math.exp((logits[offset + id]! - largest) * scale);
+    const massOf = (id: number): number => Math.exp((logits[offset + id]! - largest) * scale);
+    let kept = 0;
+    for (let id = 0; id < T; id++) {
+      const m = massOf(id);
       mass[id] = m;
-      total += m;
+      kept += m;
     }
-    if (temperature === 0) return { id: best, logp: -Math.log(total) };
+    let total = kept;
+    for (let id = T; id < V; id++) total += massOf(id);
+    const logpOf = (id: number): number => (logits[offset + id]! - largest) * scale - Math.log(total);
+    if (temperature === 0) return { id: best, logp: logpOf(best) };
 
-    let kept = total;
-    if (this.#filters) kept = this.#filter(total);
+    if (this.#filters) kept = this.#filter(kept);
     let left = uniform * kept;
     let id = best;
     // Rounding may leave a crumb after the last token; the likeliest token takes it.
-    for (let i = 0; i < V; i++) {
+    for (let i = 0; i < T; i++) {
       left -= mass[i]!;
       if (left < 0) {
         id = i;
         break;
       }
     }
-    return { id, logp: (logits[offset + id]! - largest) * scale - Math.log(total) };
+    return { id, logp: logpOf(id) };
   }
 
   /** The probabilities a row of logits is sampled with, filters applied; for tests and inspection. */

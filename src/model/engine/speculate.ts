@@ -15,9 +15,15 @@ import type { Runtime } from "../../compute/runtime/runtime.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, type CacheSpec, cacheShapeOf, type Draft } from "../arch/architecture.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../arch/models.ts";
-import type { GenerateOptions, GenerateRequest, TokenEngine, WeightTensors } from "./engine.ts";
+import type {
+  EngineOptions,
+  GenerateOptions,
+  GenerateRequest,
+  TokenEngine,
+  WeightTensors,
+} from "./engine.ts";
 import { cachePairs, cachePorts } from "./forward.ts";
-import { expectCount, expectPositions, expectPrompt } from "./limits.ts";
+import { expectCount, expectPositions, expectPrompt, tokensOf } from "./limits.ts";
 
 export interface SpeculateOptions {
   readonly maxNewTokens: number;
@@ -63,9 +69,13 @@ interface Bound {
   readonly logits: Float32Array;
 }
 
+/** Options of the engine that have the same meaning here. */
+export type SpeculatorOptions = Pick<EngineOptions, "maxPositions" | "tokens">;
+
 export class Speculator {
   readonly config: ModelConfig;
   readonly maxPositions: number;
+  readonly #tokens: number;
   readonly #runtime: Runtime;
   readonly #programs: ProgramCache;
   readonly #architecture: Architecture<ModelConfig>;
@@ -79,9 +89,10 @@ export class Speculator {
   #busy = false;
 
   /** @throws ConfigError when the model has no head for the token after next, or the engine cannot decode it */
-  constructor(runtime: Runtime, config: ModelConfig, options: { readonly maxPositions?: number } = {}) {
+  constructor(runtime: Runtime, config: ModelConfig, options: SpeculatorOptions = {}) {
     const maxPositions = options.maxPositions ?? config.maxPositions;
     expectPositions("speculator", maxPositions, config);
+    this.#tokens = tokensOf("speculator", options.tokens, config);
     this.#architecture = architectureOf(config);
     this.#architecture.checkDecoding(config);
     const draft = this.#architecture.draft(config);
@@ -206,7 +217,7 @@ export class Speculator {
     await bound.call.run();
     const V = this.config.vocabSize;
     return Array.from({ length: bound.logits.length / V }, (_, row) =>
-      likeliest(bound.logits.subarray(row * V, (row + 1) * V)),
+      likeliest(bound.logits.subarray(row * V, row * V + this.#tokens)),
     );
   }
 

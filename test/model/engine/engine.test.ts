@@ -363,6 +363,8 @@ describe("an engine", () => {
     [{ slots: 0 }, {}, "engine: slots: must be a positive integer; got 0."],
     [{ slots: 1, maxPositions: 65 }, {}, "engine: maxPositions: must be from 1 to the model's 64; got 65."],
     [{ slots: 1, maxPositions: 0 }, {}, "engine: maxPositions: must be from 1 to the model's 64; got 0."],
+    [{ slots: 1, tokens: 0 }, {}, "engine: tokens: must be from 1 to the vocabulary's"],
+    [{ slots: 1, tokens: 1e9 }, {}, "engine: tokens: must be from 1 to the vocabulary's"],
     [
       { slots: 1 },
       { headDim: 8 },

@@ -58,6 +58,23 @@ describe.each([
 });
 
 describe("a token", () => {
+  it("is none of the rows that stand for no token, though they count", () => {
+    const logits = Float32Array.of(0, 1, 2, 900, 3);
+    const exact = logSoftmax(logits);
+    const greedy = new Sampler(5, { ...SAMPLING_DEFAULTS, temperature: 0 }, 3);
+    expect(greedy.choose(logits, 0, 0)).toEqual({ id: 2, logp: exact[2] });
+    const few = Float32Array.of(0, 1, 2, 2.5, 1);
+    const random = new Random(1);
+    for (const options of [{}, { topP: 0.9 }, { topK: 2 }, { minP: 0.2 }]) {
+      const drawn = new Sampler(5, { ...SAMPLING_DEFAULTS, ...options }, 3);
+      for (let i = 0; i < 200; i++) {
+        const { id, logp } = drawn.choose(few, 0, random.uniform());
+        expect(id).toBeLessThan(3);
+        expect(logp).toBeCloseTo(logSoftmax(few)[id]!, 10);
+      }
+    }
+  });
+
   const logits = Float32Array.from([0.5, -1, 2, 0, 2.5, -3]);
 
   it("is chosen as often as it is probable, and none that was filtered", () => {

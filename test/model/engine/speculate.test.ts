@@ -5,7 +5,7 @@ import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
 import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { initializeModel, type ModelConfig } from "../../../src/model/arch/models.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
-import { Engine, type WeightTensors } from "../../../src/model/engine/engine.ts";
+import { type Completion, Engine, type WeightTensors } from "../../../src/model/engine/engine.ts";
 import { acceptance, SpeculatingEngine, Speculator } from "../../../src/model/engine/speculate.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";
 import { createEngine } from "../../compute/harness.ts";
@@ -94,6 +94,22 @@ describe("a head that has learnt", () => {
       const { ids, finish } = await speculated(MODEL, weights, prompt, options);
       expect({ ids, finish }, JSON.stringify(options)).toEqual(await greedy(MODEL, weights, prompt, options));
     }
+  });
+
+  it("writes none of the rows that stand for no token, as the engine does", async () => {
+    const options = { maxPositions: 64, tokens: 6 };
+    const engine = new Engine(runtime, MODEL, { slots: 1, ...options });
+    engine.adopt(weights);
+    const request = { prompt: [1, 2, 3], samples: 1, seed: 0 };
+    const settings = { temperature: 0, maxNewTokens: 20, stopIds: [] };
+    const [[expected]] = (await engine.generate([request], settings)) as [[Completion]];
+    await engine.dispose();
+    const speculator = new Speculator(runtime, MODEL, options);
+    speculator.adopt(weights);
+    const { ids } = await speculator.generate(request.prompt, settings);
+    await speculator.dispose();
+    expect(Math.max(...ids)).toBeLessThan(6);
+    expect(ids).toEqual(expected.ids);
   });
 
   it("takes the engine's place, and adds up what its guesses came to", async () => {
