@@ -20,12 +20,12 @@
  * ```
  *
  * ```ts
- * import { deviceWeights, Engine, generateText, loadModelFolder, Runtime } from "pondera";
+ * import { Engine, generateText, loadModelFolder, Runtime, weightsInPlace } from "pondera";
  *
  * const model = await loadModelFolder("runs/my-run/model");
  * const runtime = await Runtime.create();
  * const engine = new Engine(runtime, model.config, { slots: 4 });
- * engine.adopt(deviceWeights(runtime, model.tensors));
+ * engine.adopt(weightsInPlace(runtime, model.tensors));
  * const request = { prompt: "21*2=", samples: 4, seed: 1 };
  * for (const { text } of await generateText(engine, model, request)) console.log(text);
  * ```
@@ -142,7 +142,7 @@ export {
   type TextOptions,
   type TextRequest,
 } from "./model/engine/text.ts";
-export { deviceWeights } from "./model/engine/weights.ts";
+export { deviceWeights, weightsInPlace } from "./model/engine/weights.ts";
 
 // Models on disk, in Hugging Face layout.
 

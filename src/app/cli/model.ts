@@ -17,7 +17,7 @@ import { padHeads } from "../../model/checkpoint/pad-heads.ts";
 import { Engine, type TokenEngine } from "../../model/engine/engine.ts";
 import { SAMPLING_DEFAULTS, type SamplingOptions } from "../../model/engine/sampler.ts";
 import { acceptance, type Guesses, SpeculatingEngine, Speculator } from "../../model/engine/speculate.ts";
-import { deviceWeights } from "../../model/engine/weights.ts";
+import { weightsInPlace } from "../../model/engine/weights.ts";
 import { tryModelName } from "../../model/store/name.ts";
 import { percent } from "../format.ts";
 import type { SamplingArguments } from "./arguments.ts";
@@ -268,6 +268,6 @@ function engineOf(
   const engine = speculate
     ? new SpeculatingEngine(new Speculator(runtime, widened.config, { maxPositions, tokens }))
     : new Engine(runtime, widened.config, { slots, maxPositions, tokens });
-  engine.adopt(deviceWeights(runtime, widened.tensors));
+  engine.adopt(weightsInPlace(runtime, widened.tensors));
   return engine;
 }

@@ -21,7 +21,7 @@ import {
 import { saveAdapterFolder } from "../../model/checkpoint/adapter.ts";
 import { saveModelFolder } from "../../model/checkpoint/folder.ts";
 import { Engine } from "../../model/engine/engine.ts";
-import { deviceWeights } from "../../model/engine/weights.ts";
+import { deviceWeights, weightsInPlace } from "../../model/engine/weights.ts";
 import { numeralsOf } from "../../model/text/numerals.ts";
 import { THINK_TAGS } from "../../model/text/think.ts";
 import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
@@ -253,7 +253,7 @@ export class Training<Row> {
     }
     const tensors = base.takeTensors();
     if (config.lora === undefined) return tensors;
-    this.#frozen = deviceWeights(runtime, tensors);
+    this.#frozen = weightsInPlace(runtime, tensors);
     const adapters = modelParameters(this.#model).filter(({ kind }) => kind === "adapter");
     return freshWeights(adapters, config.seed);
   }
@@ -277,7 +277,7 @@ export class Training<Row> {
     const reference = tensors.filter(([name]) => name.startsWith(REFERENCE));
     if (reference.length > 0) {
       const named = reference.map(([name, tensor]) => [name.slice(REFERENCE.length), tensor]);
-      this.#reference = deviceWeights(runtime, Object.fromEntries(named));
+      this.#reference = weightsInPlace(runtime, Object.fromEntries(named));
     }
   }
 

@@ -1,10 +1,9 @@
 /** Stored weights as the initializers of a program in stages: read when their stage is next, into memory that an earlier one has done with. */
 
-import { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
+import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { LateInitializers } from "../../compute/runtime/jit.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { BYTES, type DType } from "../../compute/tensor/dtype.ts";
-import type { HostArray } from "../../compute/tensor/host.ts";
 import type { TensorSpec } from "../../compute/tensor/shape.ts";
 import {
   isQuantizedMatrix,
@@ -13,9 +12,7 @@ import {
   type StoredSource,
   type StoredWeight,
 } from "../arch/stored.ts";
-
-/** Below this an ArrayBuffer may lie within V8's heap, and move. */
-const SMALL_BYTES = 4096;
+import { tensorOver } from "./weights.ts";
 
 /** Between tensors in one piece of memory, so that no two share a cache line's end. */
 const STEP = 64;
@@ -49,13 +46,6 @@ class Slab {
   }
 }
 
-/** A tensor over an array's own memory. */
-function over<D extends DType>(runtime: Runtime, { dtype, shape, data }: HostArray<D>): DeviceTensor {
-  return data.byteLength < SMALL_BYTES
-    ? runtime.tensor(dtype as "f32", shape, data as Float32Array)
-    : new DeviceTensor(dtype, shape, data);
-}
-
 /** What a matrix of whole numbers is made of, in the order of `dequantize`: each a graph input. */
 export const MATRIX_PARTS = ["codes", "scales", "offsets"] as const;
 
@@ -74,10 +64,10 @@ function weightInputs(name: string, form: StoredForm): Record<string, TensorSpec
 
 /** The tensors of a weight, by the names of graph inputs. */
 function inputTensors(runtime: Runtime, name: string, weight: StoredWeight): Record<string, DeviceTensor> {
-  if (!isQuantizedMatrix(weight)) return { [name]: over(runtime, weight) };
+  if (!isQuantizedMatrix(weight)) return { [name]: tensorOver(runtime, weight) };
   const parts = MATRIX_PARTS.flatMap((part) => {
     const array = weight[part];
-    return array === undefined ? [] : [[`${name}.${part}`, over<DType>(runtime, array)] as const];
+    return array === undefined ? [] : [[`${name}.${part}`, tensorOver<DType>(runtime, array)] as const];
   });
   return Object.fromEntries(parts);
 }

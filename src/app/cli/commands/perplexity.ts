@@ -13,7 +13,7 @@ import {
 import { type LoadedModel, loadModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
 import { TokenScorer } from "../../../model/engine/token-scorer.ts";
-import { deviceWeights } from "../../../model/engine/weights.ts";
+import { weightsInPlace } from "../../../model/engine/weights.ts";
 import { compact } from "../../format.ts";
 import { threadsOption, wholeNumber } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
@@ -65,7 +65,7 @@ async function measure(
     maxPositions: Math.min(context, Math.max(2, ids.length)),
   });
   try {
-    scorer.adopt(deviceWeights(runtime, tensors));
+    scorer.adopt(weightsInPlace(runtime, tensors));
     const began = performance.now();
     const measured = await measurePerplexity((window) => scorer.score(window), ids, {
       convention,
