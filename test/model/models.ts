@@ -120,6 +120,30 @@ export const DEEPSEEK_V3_JSON = {
 };
 export const DEEPSEEK_V3_671B = parseModelConfig("config.json", DEEPSEEK_V3_JSON).config;
 
+/** The same in DeepSeek's own form: the sizes of that file. */
+export const DEEPSEEK_V3_ARGS = {
+  vocab_size: 129280,
+  dim: 7168,
+  inter_dim: 18432,
+  moe_inter_dim: 2048,
+  n_layers: 61,
+  n_dense_layers: 3,
+  n_heads: 128,
+  n_routed_experts: 256,
+  n_shared_experts: 1,
+  n_activated_experts: 8,
+  n_expert_groups: 8,
+  n_limited_groups: 4,
+  route_scale: 2.5,
+  score_func: "sigmoid",
+  q_lora_rank: 1536,
+  kv_lora_rank: 512,
+  qk_nope_head_dim: 128,
+  qk_rope_head_dim: 64,
+  v_head_dim: 128,
+  dtype: "fp8",
+};
+
 /** Fresh weights, matrices and head scaled so that logits differ by whole nats: a model with opinions. */
 export function opinionatedWeights(config: LlamaConfig, seed: number): Record<string, HostArray<"f32">> {
   const weights = initializeLlama(config, seed);

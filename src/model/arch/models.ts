@@ -5,6 +5,7 @@ import { ConfigError } from "../../base/errors.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { type Architecture, type FreshOptions, freshWeights, type ParameterSpec } from "./architecture.ts";
+import { isDeepseekArgs, parseDeepseekArgs } from "./deepseek-args.ts";
 import { deepseekConfigJson, parseDeepseekConfig } from "./deepseek-json.ts";
 import { DEEPSEEK_V3, type DeepseekV3Config } from "./deepseek-v3.ts";
 import { LLAMA, type LlamaConfig, QWEN2 } from "./llama.ts";
@@ -73,7 +74,7 @@ export interface ParsedModelConfig {
 const TypeJson = z.looseObject({ model_type: z.string() });
 
 /**
- * Reads a parsed `config.json` of any architecture.
+ * Reads a parsed `config.json` of any architecture, or the arguments of DeepSeek's reference inference.
  * @param where names the file in errors
  * @throws ConfigError when it is of no known architecture, or naming the key whose value is missing, malformed or not supported
  */
@@ -81,6 +82,7 @@ export function parseModelConfig(where: string, json: unknown): ParsedModelConfi
   if (typeof json !== "object" || json === null || Array.isArray(json)) {
     throw new ConfigError({ where, rule: "must be an object", got: JSON.stringify(json) });
   }
+  if (isDeepseekArgs(json)) return { config: parseDeepseekArgs(where, json), extra: {} };
   const type = TypeJson.safeParse(json).data?.model_type;
   switch (type) {
     case "llama":

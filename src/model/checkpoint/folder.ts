@@ -11,6 +11,7 @@ import { readJson, recoverFolder, writeFileAtomic, writeFolderAtomic } from "../
 import { jsonText } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape } from "../../compute/tensor/shape.ts";
+import { isDeepseekArgs } from "../arch/deepseek-args.ts";
 import {
   type ModelConfig,
   modelConfigJson,
@@ -22,7 +23,7 @@ import type { ChatTemplate } from "../text/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { tokenizerPaths } from "../text/tokenizer-files.ts";
 import type { FloatSource } from "./float-source.ts";
-import { openSafetensors, openSharded, writeSharded } from "./safetensors.ts";
+import { openSafetensors, openSharded, type TensorSource, writeSharded } from "./safetensors.ts";
 import { SCALE_BLOCK, safetensorsFloats } from "./safetensors-floats.ts";
 
 /** The part of a model's folder that needs no tokenizer. */
@@ -54,11 +55,23 @@ const fileExists = (path: string): Promise<boolean> =>
     () => false,
   );
 
-async function openWeights(folder: string): Promise<FloatSource> {
+/**
+ * The weights of a folder, as they are stored, of whatever model.
+ * @returns undefined where the folder holds none
+ * @throws FileError when they cannot be read; FormatError naming the field that breaks the format
+ */
+export async function openTensors(
+  folder: string,
+): Promise<{ readonly file: string; readonly source: TensorSource } | undefined> {
   const file = join(folder, WEIGHTS);
-  if (await fileExists(file)) return safetensorsFloats(file, await openSafetensors(file));
+  if (await fileExists(file)) return { file, source: await openSafetensors(file) };
   const index = join(folder, INDEX);
-  if (await fileExists(index)) return safetensorsFloats(index, await openSharded(index));
+  return (await fileExists(index)) ? { file: index, source: await openSharded(index) } : undefined;
+}
+
+async function openWeights(folder: string): Promise<FloatSource> {
+  const found = await openTensors(folder);
+  if (found !== undefined) return safetensorsFloats(found.file, found.source);
   throw new FileError({
     where: folder,
     rule: `must hold ${WEIGHTS} or ${INDEX}`,
@@ -183,7 +196,17 @@ function withoutFp8(json: unknown): unknown {
 export async function loadModelWeights(folder: string): Promise<ModelWeights> {
   await recoverFolder(folder);
   const configFile = join(folder, CONFIG);
-  const { config, extra } = parseModelConfig(configFile, withoutFp8(await readJson(configFile)));
+  const json = await readJson(configFile);
+  const { config, extra } = parseModelConfig(configFile, withoutFp8(json));
+  if (isDeepseekArgs(json as object)) {
+    throw new ConfigError({
+      where: configFile,
+      rule: "must be a config.json in Hugging Face's form, for weights to be loaded",
+      got: "the arguments of DeepSeek's reference inference, whose weights have other names",
+      remedy:
+        "Take config.json and weights as they are published, or look at the sizes alone: pondera inspect",
+    });
+  }
   await using source = await openWeights(folder);
   return { config, extra, tensors: await readWeights(source, config) };
 }

@@ -17,6 +17,7 @@ import { readSafetensors, writeSafetensors } from "../../../src/model/checkpoint
 import { characterTokenizer } from "../../../src/model/text/tokenizer.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
 import { saveTinyModel } from "../../reference/saved-model.ts";
+import { DEEPSEEK_V3_ARGS } from "../models.ts";
 
 const FIXTURES = fileURLToPath(new URL("../../fixtures/", import.meta.url));
 const SAVED = join(FIXTURES, "saved-model");
@@ -267,6 +268,16 @@ describe("loadModelWeights", () => {
       await changeJson(join(folder, "config.json"), { quantization_config: { ...note, ...change } });
       await expect(loadModelWeights(folder)).rejects.toThrow(/quantization_config: must be absent/);
     }
+  });
+
+  it("says so where the config is of DeepSeek's own form, whose weights are not read", async () => {
+    const folder = await copyOf(SAVED);
+    await writeFile(join(folder, "config.json"), JSON.stringify(DEEPSEEK_V3_ARGS));
+    const load = loadModelWeights(folder);
+    await expect(load).rejects.toThrow(ConfigError);
+    await expect(load).rejects.toThrow(
+      /config\.json: must be a config\.json in Hugging Face's form.*whose weights/,
+    );
   });
 
   it("names a tensor that is missing, of another shape, of another kind or not the model's", async () => {
