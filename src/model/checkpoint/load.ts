@@ -1,14 +1,14 @@
 /** A model from whatever a person has: a folder in Hugging Face layout, a GGUF file, or a folder of adapters to a model. */
 
 import { FormatError } from "../../base/errors.ts";
-import { HEAD_STEP } from "../arch/llama.ts";
 import { architectureOf, type ModelConfig, parseModelConfig } from "../arch/models.ts";
 import type { QuantizedForm, StoredForm, StoredSource } from "../arch/stored.ts";
 import { type ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
 import { isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
 import { checkVocabulary, checkWeights, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
-import { emptyMatrix, fillRows, formOf, isQuantized } from "./gguf/matmul-nbits.ts";
+import { emptyMatrix, fillRows, formOf } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
+import { isBlockMatrix, wideningReason } from "./gguf/running.ts";
 import type { QuantizedType } from "./gguf/unpack.ts";
 import { ggufText, isModelFolder, type ModelText } from "./model-text.ts";
 
@@ -91,16 +91,12 @@ async function loadPlain(path: string): Promise<LoadedModel> {
 /** The type of a matrix of whole numbers, and undefined for anything else. */
 function quantizedType(model: GgufModel, name: string): QuantizedType | undefined {
   const type = model.typeOf(name);
-  return type !== undefined && isQuantized(type) && model.shapes.get(name)!.length === 2 ? type : undefined;
+  return isBlockMatrix(type, model.shapes.get(name)!) ? type : undefined;
 }
 
-/**
- * Whether a model may stay in its file: where a matrix is of whole numbers. Weights of DeepSeek-V3 are widened: its experts and latents
- * take matrices apart. So are those of heads that an engine cannot decode before they are widened.
- */
+/** Whether a model may stay in its file: where a matrix is of whole numbers, and the engine takes such. */
 const mayStay = (model: GgufModel, config: ModelConfig): boolean =>
-  config.modelType !== "deepseek_v3" &&
-  config.headDim % HEAD_STEP === 0 &&
+  wideningReason(config) === undefined &&
   [...model.shapes.keys()].some((name) => quantizedType(model, name) !== undefined);
 
 /** Weights as the file has them, matrices of whole numbers left so and joined where the architecture takes them so. */

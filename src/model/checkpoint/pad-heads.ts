@@ -17,7 +17,7 @@ export interface LlamaWeights {
 }
 
 /** The smallest k for which k·D is a multiple of `step`. */
-function factorFor(headDim: number, step: number): number {
+export function factorFor(headDim: number, step: number): number {
   let factor = 1;
   while ((factor * headDim) % step !== 0) factor++;
   return factor;

@@ -4,8 +4,9 @@ import { open, stat } from "node:fs/promises";
 import { totalmem } from "node:os";
 import { join } from "node:path";
 import type { Command } from "commander";
+import { ConfigError, FormatError, type PonderaError } from "../../../base/errors.ts";
 import { readJson } from "../../../base/files.ts";
-import { sizeOf } from "../../../compute/tensor/shape.ts";
+import { valueAt } from "../../../base/json.ts";
 import {
   type Fit,
   fitIn,
@@ -15,8 +16,19 @@ import {
   type TensorNode,
 } from "../../../model/arch/inspect.ts";
 import { parseModelConfig } from "../../../model/arch/models.ts";
-import { type GgufModel, openGgufModel } from "../../../model/checkpoint/gguf/model.ts";
+import { openTensors } from "../../../model/checkpoint/folder.ts";
+import { openGgufModel } from "../../../model/checkpoint/gguf/model.ts";
+import { openSplitGguf } from "../../../model/checkpoint/gguf/split.ts";
 import { byteSize, compact } from "../../format.ts";
+import {
+  type GgufFacts,
+  ggufFacts,
+  ggufLines,
+  type StoredFacts,
+  safetensorsFacts,
+  storedLines,
+  sumOf,
+} from "../header-facts.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, colorsFor, columnsOfOutput, write, writeJson } from "../io.ts";
 import { findModel } from "../model.ts";
@@ -28,34 +40,23 @@ interface InspectOptions {
   readonly json?: true;
 }
 
-/** Tensors of a file that are stored alike. */
-interface StoredType {
-  readonly type: string;
-  readonly tensors: number;
-  readonly weights: number;
-  readonly bytes: number;
-}
-
-/** What a GGUF file says of itself. */
-interface GgufFacts {
-  readonly version: number;
-  /** The model's name, as whoever made the file calls it. */
-  readonly name?: string;
-  readonly stored: readonly StoredType[];
-  /** Of all tensors. */
-  readonly bytes: number;
-  readonly vocabulary?: {
-    readonly model: string;
-    readonly pre?: string;
-    readonly tokens: number;
-    readonly chatTemplate: boolean;
-  };
-}
-
-interface Inspected {
+interface Found {
   readonly path: string;
-  readonly inspection: Inspection;
   readonly gguf?: GgufFacts;
+  readonly safetensors?: StoredFacts;
+}
+
+/** A model that is supported. */
+interface Inspected extends Found {
+  readonly inspection: Inspection;
+}
+
+/** One that is not, of which there is only what its files' headers say. */
+interface Unsupported extends Found {
+  /** What it calls its architecture; absent where it says nothing. */
+  readonly architecture?: string;
+  /** What is not supported, in a sentence. */
+  readonly unsupported: string;
 }
 
 const MAGIC = "GGUF";
@@ -71,41 +72,29 @@ async function isGguf(path: string): Promise<boolean> {
   }
 }
 
-function factsOf({ header, vocabulary }: GgufModel): GgufFacts {
-  const types = new Map<string, StoredType>();
-  for (const { type, shape, bytes } of header.tensors.values()) {
-    const sum = types.get(type) ?? { type, tensors: 0, weights: 0, bytes: 0 };
-    types.set(type, {
-      type,
-      tensors: sum.tensors + 1,
-      weights: sum.weights + sizeOf(shape),
-      bytes: sum.bytes + bytes,
-    });
-  }
-  const stored = [...types.values()].sort((a, b) => b.bytes - a.bytes);
-  const name = header.metadata.get("general.name");
-  return {
-    version: header.version,
-    ...(typeof name === "string" ? { name } : {}),
-    stored,
-    bytes: stored.reduce((sum, { bytes }) => sum + bytes, 0),
-    ...(vocabulary === undefined
-      ? {}
-      : {
-          vocabulary: {
-            model: vocabulary.model,
-            ...(vocabulary.pre === undefined ? {} : { pre: vocabulary.pre }),
-            tokens: vocabulary.tokens.length,
-            chatTemplate: vocabulary.chatTemplate !== undefined,
-          },
-        }),
-  };
-}
+/** What a model is refused for, with which its files may be sound all the same. */
+const isRefusal = (error: unknown): error is PonderaError =>
+  error instanceof ConfigError || error instanceof FormatError;
 
-async function inspectGguf(path: string): Promise<Inspected> {
-  await using model = await openGgufModel(path);
-  const { config } = parseModelConfig(path, model.config);
-  return { path, inspection: inspectModel(config), gguf: factsOf(model) };
+const named = (architecture: unknown): Pick<Unsupported, "architecture"> =>
+  typeof architecture === "string" ? { architecture } : {};
+
+async function inspectGguf(path: string): Promise<Inspected | Unsupported> {
+  try {
+    await using model = await openGgufModel(path);
+    const { config } = parseModelConfig(path, model.config);
+    return {
+      path,
+      inspection: inspectModel(config),
+      gguf: ggufFacts(model.header, model.vocabulary, config),
+    };
+  } catch (error) {
+    if (!isRefusal(error)) throw error;
+    // Throws the same where the header itself is what is wrong.
+    await using file = await openSplitGguf(path);
+    const architecture = named(file.metadata.get("general.architecture"));
+    return { path, ...architecture, unsupported: error.message, gguf: ggufFacts(file) };
+  }
 }
 
 async function inspectConfig(path: string): Promise<Inspected> {
@@ -113,17 +102,32 @@ async function inspectConfig(path: string): Promise<Inspected> {
   return { path, inspection: inspectModel(config) };
 }
 
+async function inspectFolder(folder: string): Promise<Inspected | Unsupported> {
+  const path = join(folder, "config.json");
+  try {
+    return await inspectConfig(path);
+  } catch (error) {
+    const found = isRefusal(error) ? await openTensors(folder) : undefined;
+    if (!isRefusal(error) || found === undefined) throw error;
+    await using source = found.source;
+    const architecture = named(valueAt(await readJson(path), ["model_type"]));
+    return { path, ...architecture, unsupported: error.message, safetensors: safetensorsFacts(source) };
+  }
+}
+
 /** A config's file, a folder with one, a GGUF file, or whatever else names a model. @throws FileError when there is none */
-async function inspectAny(name: string, options: InspectOptions, io: Context): Promise<Inspected> {
+async function inspectAny(
+  name: string,
+  options: InspectOptions,
+  io: Context,
+): Promise<Inspected | Unsupported> {
   const isFile = await stat(name).then(
     (found) => found.isFile(),
     () => false,
   );
   if (isFile && !(await isGguf(name))) return inspectConfig(name);
   const { folder } = await findModel(name, options.runs, io);
-  return (await stat(folder)).isDirectory()
-    ? inspectConfig(join(folder, "config.json"))
-    : inspectGguf(folder);
+  return (await stat(folder)).isDirectory() ? inspectFolder(folder) : inspectGguf(folder);
 }
 
 /** One line a node: its name, how many there are, its weights. */
@@ -137,37 +141,6 @@ function treeLines(nodes: readonly TensorNode[], indent = ""): string[] {
     ];
   });
 }
-
-function ggufLines(facts: GgufFacts, io: Context): string[] {
-  const { name, version, vocabulary, stored, bytes } = facts;
-  const text =
-    vocabulary === undefined
-      ? "no tokenizer"
-      : `tokenizer ${[vocabulary.model, vocabulary.pre].filter((part) => part !== undefined).join(" ")} of ` +
-        `${vocabulary.tokens.toLocaleString("en-US")} tokens, ${vocabulary.chatTemplate ? "with" : "without"} a chat template`;
-  return [
-    `GGUF version ${version}${name === undefined ? "" : `, ${printable(name)}`}: ${printable(text)}`,
-    "",
-    ...table(
-      [...stored, { type: "all", ...sumOf(stored), bytes }],
-      [
-        { title: "stored as", value: ({ type }) => type },
-        { title: "tensors", value: ({ tensors }) => `${tensors}`, align: "right" },
-        { title: "weights", value: ({ weights }) => compact(weights), align: "right" },
-        { title: "take", value: (type) => byteSize(type.bytes), align: "right" },
-        { title: "bits each", value: (type) => ((8 * type.bytes) / type.weights).toFixed(2), align: "right" },
-      ],
-      columnsOfOutput(io.stdout),
-      colorsFor(io.stdout, io.env),
-    ),
-    "",
-  ];
-}
-
-const sumOf = (stored: readonly StoredType[]): Pick<StoredType, "tensors" | "weights"> => ({
-  tensors: stored.reduce((sum, { tensors }) => sum + tensors, 0),
-  weights: stored.reduce((sum, { weights }) => sum + weights, 0),
-});
 
 interface NamedFit extends Fit {
   readonly precision: string;
@@ -195,15 +168,33 @@ function report({ inspection, gguf }: Inspected, fits: readonly NamedFit[], memo
     `${architecture}: ${whole(parameters.total)} weights${beside}`,
     `${whole(parameters.active)} of them active for a token`,
     `${whole(cache.bytesPerToken)} bytes of cache a token in bfloat16, up to ${whole(cache.maxPositions)} tokens`,
-    ...(gguf === undefined ? [""] : ggufLines(gguf, io)),
+    ...(gguf === undefined ? [""] : ggufLines(gguf, true, io)),
     ...treeLines(tensors),
     "",
     ...fitting,
   ];
 }
 
+/** Of a model that is not supported. */
+function reportHeader({ architecture, unsupported, gguf, safetensors }: Unsupported, io: Context): string[] {
+  const { tensors, weights } = sumOf((gguf ?? safetensors)?.stored ?? []);
+  const count = (n: number, what: string): string => `${n.toLocaleString("en-US")} ${what}`;
+  return [
+    `${printable(architecture ?? "no architecture named")}: ${count(weights, "numbers")} in ${count(tensors, "tensors")}`,
+    `Not supported: ${printable(unsupported)}`,
+    "",
+    ...(gguf === undefined ? [] : ggufLines(gguf, false, io)),
+    ...(safetensors === undefined ? [] : storedLines(safetensors, io)),
+  ];
+}
+
 async function inspect(name: string, options: InspectOptions, io: Context): Promise<void> {
   const inspected = await inspectAny(name, options, io);
+  if ("unsupported" in inspected) {
+    if (options.json) await writeJson(io.stdout, inspected);
+    else await write(io.stdout, `${reportHeader(inspected, io).join("\n")}\n`);
+    return;
+  }
   const { path, inspection, gguf } = inspected;
   const memory = totalmem();
   const asStored =
@@ -221,11 +212,12 @@ export function register(program: Command, io: Context): void {
     .summary("show what a model is and what it takes")
     .description(
       "Shows a model's tensors, its weights, its cache, and in which forms it fits this machine's memory, from its config or, " +
-        "of a GGUF file, from the header. No weights are read: the file may be larger than memory.",
+        "of a GGUF file, from the header: of that also how each type of block runs, and how far from what is stored. Of a model " +
+        "that is not supported, what its files' headers say. No weights are read: the file may be larger than memory.",
     )
     .argument(
       "<model>",
-      "a config.json, a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under",
+      "a config.json, or one of DeepSeek's own form, a model's folder or .gguf file, a run's name or folder, or the name a model was pulled under",
     )
     .option(...RUNS_OPTION)
     .option("--json", "as JSON")
@@ -237,7 +229,7 @@ export function register(program: Command, io: Context): void {
     ],
     [
       "pondera inspect model.Q4_K_M.gguf",
-      "of a file, also which block formats it stores, and what they take",
+      "of a file, also which block formats it stores, what they take, and how they run",
     ],
     ["pondera inspect smollm2 --json", "of a pulled model, for a program"],
   ]);

@@ -27,8 +27,8 @@ export function isQuantized(type: GgmlType): type is QuantizedType {
   return Object.hasOwn(UNPACKERS, type);
 }
 
-/** Half a unit in the last place of a float32, for each unit of its size. */
-const HALF_UNIT = 2 ** -24;
+/** Half a unit in the last place of a float32, for each unit of its size: what one rounding changes at most. */
+export const HALF_UNIT = 2 ** -24;
 
 /**
  * The operands for a matrix [N, K] as a GGUF file stores it.
