@@ -44,13 +44,14 @@ YARN = {
     "mscale_all_dim": 1.0,
     "original_max_position_embeddings": 16,
 }
-DENSE = dict(vocab_size=24, hidden_size=32, intermediate_size=40, num_hidden_layers=2, head_dim=16)
+# Heads 16 wide are the narrowest that the decoding kernel takes.
+DENSE = dict(vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, head_dim=16)
 LATENT = dict(
     vocab_size=24,
-    hidden_size=32,
-    intermediate_size=40,
-    moe_intermediate_size=12,
-    num_hidden_layers=3,
+    hidden_size=16,
+    intermediate_size=24,
+    moe_intermediate_size=8,
+    num_hidden_layers=2,
     first_k_dense_replace=1,
     num_attention_heads=4,
     num_key_value_heads=4,
@@ -64,6 +65,41 @@ LATENT = dict(
     num_nextn_predict_layers=0,
 )
 CONFIGS = {
+    # A key/value head per query head, a tied head, another base and sizes that are no powers of two.
+    "arch-llama-tied": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        DENSE
+        | dict(
+            vocab_size=23,
+            hidden_size=20,
+            intermediate_size=12,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+            tie_word_embeddings=True,
+        ),
+    ),
+    "arch-llama-grouped": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        DENSE | dict(num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5, rope_parameters=PLAIN),
+    ),
+    # One key/value head for all, and heads that are wider together than the model.
+    "arch-llama-wide": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        DENSE
+        | dict(
+            vocab_size=20,
+            hidden_size=20,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            rms_norm_eps=1e-5,
+            rope_parameters=PLAIN,
+        ),
+    ),
     "arch-llama3": (
         LlamaConfig,
         LlamaForCausalLM,
@@ -89,7 +125,7 @@ CONFIGS = {
     "arch-deepseek-yarn": (
         DeepseekV3Config,
         DeepseekV3ForCausalLM,
-        LATENT | dict(q_lora_rank=20, n_group=4, topk_group=2, rope_parameters=YARN),
+        LATENT | dict(num_hidden_layers=3, q_lora_rank=20, n_group=4, topk_group=2, rope_parameters=YARN),
     ),
     # The module that predicts the token after next, two shared experts, weights of experts as the gate gives them.
     "arch-deepseek-mtp": (
@@ -97,7 +133,6 @@ CONFIGS = {
         DeepseekV3ForCausalLM,
         LATENT
         | dict(
-            num_hidden_layers=2,
             q_lora_rank=24,
             n_group=2,
             topk_group=1,
@@ -158,21 +193,46 @@ def mtp_on_disk(tensors: dict[str, torch.Tensor], layers: int) -> dict[str, torc
     return on_disk(named, False)
 
 
+def greedy(model, prompt: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """The continuation, no stop token, and the least lead of a chosen token's logit over the runner-up's."""
+    stop, model.generation_config.eos_token_id = model.generation_config.eos_token_id, None
+    with torch.no_grad():
+        text = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW_TOKENS
+        )
+        top = model(text, use_cache=False).logits[0, PROMPT_LENGTH - 1 : -1].topk(2).values
+    model.generation_config.eos_token_id = stop
+    assert text.shape[1] == PROMPT_LENGTH + NEW_TOKENS
+    return text[0, PROMPT_LENGTH:], (top[:, 0] - top[:, 1]).min().item()
+
+
+def lively(config, model_class, prompt: torch.Tensor):
+    """The first model, by the seed of its weights, that does not end in a loop of a few tokens, which would hide mistakes, and
+    never chooses between tokens so close that another order of float32 sums could choose the other."""
+    for seed in range(100, 200):
+        draw = torch.Generator().manual_seed(seed)
+        model = model_class(config).eval()
+        fill(model, draw)
+        continuation, margin = greedy(model, prompt)
+        if len(set(continuation[NEW_TOKENS // 2 :].tolist())) >= 8 and margin > 1e-3:
+            return model, draw, continuation, margin
+    raise AssertionError("no such model; draw another prompt")
+
+
 def main() -> None:
     draw = deterministic(13)
-    for seed, (name, (config_class, model_class, options)) in enumerate(CONFIGS.items()):
+    for name, (config_class, model_class, options) in CONFIGS.items():
         options = {"tie_word_embeddings": False, "max_position_embeddings": 128} | options
         config = config_class(
             **options, bos_token_id=None, eos_token_id=0, pad_token_id=None, attn_implementation="eager"
         )
-        weights_draw = torch.Generator().manual_seed(100 + seed)
-        model = model_class(config).eval()
-        fill(model, weights_draw)
+        ids = torch.randint(1, config.vocab_size, BATCH, generator=draw)
+        targets = torch.randint(1, config.vocab_size, BATCH, generator=draw)
+        prompt = torch.randint(1, config.vocab_size, (1, PROMPT_LENGTH), generator=draw)
+        model, weights_draw, continuation, margin = lively(config, model_class, prompt)
         tied = config.tie_word_embeddings
         tensors = on_disk({k: v.detach() for k, v in model.state_dict().items()}, tied)
 
-        ids = torch.randint(1, config.vocab_size, BATCH, generator=draw)
-        targets = torch.randint(1, config.vocab_size, BATCH, generator=draw)
         out = model(ids, use_cache=False, output_hidden_states=True)
         loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), targets.flatten())
         expected = {"logits": out.logits.detach()}
@@ -197,17 +257,6 @@ def main() -> None:
             gradients |= mtp_on_disk(own, config.num_hidden_layers)
         expected |= {f"gradient.{k}": v for k, v in gradients.items()}
 
-        prompt = torch.randint(1, config.vocab_size, (1, PROMPT_LENGTH), generator=draw)
-        stop, model.generation_config.eos_token_id = model.generation_config.eos_token_id, None
-        with torch.no_grad():
-            text = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NEW_TOKENS
-            )
-            top = model(text, use_cache=False).logits[0, PROMPT_LENGTH - 1 : -1].topk(2).values
-        model.generation_config.eos_token_id = stop
-        margin = (top[:, 0] - top[:, 1]).min().item()
-        assert text.shape[1] == PROMPT_LENGTH + NEW_TOKENS
-
         folder = FIXTURES / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -226,13 +275,13 @@ def main() -> None:
                 "loss": loss.item(),
                 "greedy": {
                     "prompt": prompt[0],
-                    "continuation": text[0, PROMPT_LENGTH:],
+                    "continuation": continuation,
                     "smallestMargin": margin,
                 },
             },
         )
         print(name, sum(v.numel() for v in tensors.values()), "weights, loss", loss.item(), "margin", margin)
-        print("  ", text[0, PROMPT_LENGTH:].tolist())
+        print("  ", continuation.tolist())
 
 
 if __name__ == "__main__":

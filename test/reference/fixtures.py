@@ -27,13 +27,21 @@ def versions(*modules) -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {m.__name__: m.__version__ for m in (torch, *modules)}
 
 
+def shortest(values: torch.Tensor) -> list[float]:
+    """Of each float32 value the double with the fewest digits that rounds to it."""
+    singles = values.detach().to(torch.float32).reshape(-1).numpy()
+    short = [float(str(single)) for single in singles]
+    assert numpy.array_equal(numpy.array(short).astype(numpy.float32), singles, equal_nan=True)
+    return short
+
+
 def record(value) -> object:
-    """A tensor as `{dtype, shape, data}`, data flat in row-major order; float32 values print as exact doubles."""
+    """A tensor as `{dtype, shape, data}`, data flat in row-major order, floats in the fewest digits."""
     if not isinstance(value, torch.Tensor):
         return value
     dtype = "f32" if value.is_floating_point() else "i32"
-    flat = value.detach().to(torch.float32 if dtype == "f32" else torch.int32).reshape(-1).tolist()
-    return {"dtype": dtype, "shape": list(value.shape), "data": flat}
+    data = shortest(value) if dtype == "f32" else value.detach().to(torch.int32).reshape(-1).tolist()
+    return {"dtype": dtype, "shape": list(value.shape), "data": data}
 
 
 def _render(value, indent: str) -> str:

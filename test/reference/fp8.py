@@ -24,8 +24,8 @@ def main() -> None:
     draw = deterministic(0)
     FOLDER.mkdir(parents=True, exist_ok=True)
     shards, expected = ({}, {}), {}
-    # Edges: blocks that are whole, one short row of blocks, one short column, and both.
-    for number, (rows, columns) in enumerate([(128, 128), (130, 128), (128, 130), (3, 5)]):
+    # Short blocks below and beside a whole one; exactly one block of rows, of columns; two blocks of rows; a part of one.
+    for number, (rows, columns) in enumerate([(129, 130), (128, 3), (2, 128), (256, 2), (3, 5)]):
         name = f"model.layers.{number}.mlp.up_proj.weight"
         weight = torch.randn(rows, columns, generator=draw).mul(100).to(torch.float8_e4m3fn)
         scales = torch.rand(-(-rows // 128), -(-columns // 128), generator=draw) + 0.01

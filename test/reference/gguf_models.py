@@ -14,17 +14,18 @@ import numpy
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize, quantize
-from safetensors.numpy import save_file
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 FOLDER = Path(__file__).resolve().parent.parent / "fixtures" / "gguf"
-RANDOM = numpy.random.default_rng(3)
 TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(16)), "▁", "a", "b", "▁a", "ab"]
 VOCABULARY = len(TOKENS)
 
 
-def normal(*shape: int) -> numpy.ndarray:
-    return (RANDOM.standard_normal(shape) / 8).astype(numpy.float32)
+def drawing(seed: int):
+    """A function that draws weights of a shape, the next ones at every call."""
+    random = numpy.random.default_rng(seed)
+    return lambda *shape: (random.standard_normal(shape) / 8).astype(numpy.float32)
 
 
 def pairs_together(rows: numpy.ndarray, heads: int) -> numpy.ndarray:
@@ -39,6 +40,13 @@ def pairs_apart(rows: numpy.ndarray, heads: int) -> numpy.ndarray:
     result = numpy.empty_like(rows)
     result[order] = rows
     return result
+
+
+def narrow(array: numpy.ndarray) -> torch.Tensor:
+    """The same numbers, in half the bytes where those hold them exactly."""
+    wide = torch.from_numpy(array)
+    halves = (wide.to(dtype) for dtype in (torch.bfloat16, torch.float16))
+    return next((half for half in halves if torch.equal(half.float(), wide)), wide)
 
 
 class Model:
@@ -77,15 +85,16 @@ class Model:
         self.writer.add_add_space_prefix(False)
         self.writer.add_chat_template("{{ messages[0]['content'] }}")
 
-    def save(self) -> None:
+    def save(self, weights: str) -> None:
         self.writer.write_header_to_file()
         self.writer.write_kv_data_to_file()
         self.writer.write_tensors_to_file()
         self.writer.close()
-        save_file(dict(sorted(self.hf.items())), FOLDER / f"{self.name}.safetensors")
+        save_file({key: narrow(value) for key, value in sorted(self.hf.items())}, FOLDER / f"{weights}.safetensors")
 
 
-def dense(name: str, arch: gguf.MODEL_ARCH, theta: float, tied: bool) -> None:
+def dense(name: str, arch: gguf.MODEL_ARCH, seed: int, theta: float, tied: bool) -> None:
+    normal = drawing(seed)
     C, F, L, H, Hk, D = 32, 64, 2, 4, 2, 8
     model = Model(name, arch, L, C, 128)
     writer = model.writer
@@ -107,14 +116,14 @@ def dense(name: str, arch: gguf.MODEL_ARCH, theta: float, tied: bool) -> None:
     for layer in range(L):
         at = f"model.layers.{layer}."
         for part, heads, rows in (("q", H, H * D), ("k", Hk, Hk * D), ("v", None, Hk * D)):
-            kind = Kind.Q8_0 if part == "k" else Kind.F32
+            kind = {"q": Kind.F16, "k": Kind.Q8_0, "v": Kind.F32}[part]
             layout = {}
             if arch == gguf.MODEL_ARCH.LLAMA and heads:
                 layout = {"stored": lambda x, h=heads: pairs_together(x, h), "back": lambda x, h=heads: pairs_apart(x, h)}
             model.put(f"{at}self_attn.{part}_proj.weight", normal(rows, C), kind, **layout)
             if arch == gguf.MODEL_ARCH.QWEN2:
                 model.put(f"{at}self_attn.{part}_proj.bias", normal(rows))
-        model.put(f"{at}self_attn.o_proj.weight", normal(C, H * D))
+        model.put(f"{at}self_attn.o_proj.weight", normal(C, H * D), Kind.F16)
         for part, shape in (("gate", (F, C)), ("up", (F, C)), ("down", (C, F))):
             model.put(f"{at}mlp.{part}_proj.weight", normal(*shape), Kind.Q4_0 if part == "down" else Kind.BF16)
         for norm in ("input_layernorm", "post_attention_layernorm"):
@@ -122,7 +131,7 @@ def dense(name: str, arch: gguf.MODEL_ARCH, theta: float, tied: bool) -> None:
     model.put("model.norm.weight", 1 + normal(C))
     if not tied:
         model.put("lm_head.weight", normal(VOCABULARY, C), Kind.F16)
-    model.save()
+    model.save(name)
     if arch == gguf.MODEL_ARCH.QWEN2:
         return
     # Transformers does not know the factors' tensor, and passes over it.
@@ -132,6 +141,8 @@ def dense(name: str, arch: gguf.MODEL_ARCH, theta: float, tied: bool) -> None:
 
 
 def deepseek(name: str, split: bool) -> None:
+    """Either layout, with the same weights."""
+    normal = drawing(5)
     C, F, Fe, L, H, E = 32, 48, 32, 2, 2, 3
     Dn, Dr, Dv, Rq, Rk = 6, 4, 10, 16, 8
     model = Model(name, gguf.MODEL_ARCH.DEEPSEEK2, L, C, 256)
@@ -174,7 +185,7 @@ def deepseek(name: str, split: bool) -> None:
         attention = f"{at}self_attn."
         model.put(f"{attention}q_a_proj.weight", normal(Rq, C))
         model.put(f"{attention}q_a_layernorm.weight", 1 + normal(Rq))
-        model.put(f"{attention}q_b_proj.weight", normal(H * (Dn + Dr), Rq))
+        model.put(f"{attention}q_b_proj.weight", normal(H * (Dn + Dr), Rq), Kind.F16)
         model.put(f"{attention}kv_a_proj_with_mqa.weight", normal(Rk + Dr, C))
         model.put(f"{attention}kv_a_layernorm.weight", 1 + normal(Rk))
         kv_b = normal(H * (Dn + Dv), Rk)
@@ -185,13 +196,13 @@ def deepseek(name: str, split: bool) -> None:
             model.hf[f"{attention}kv_b_proj.weight"] = kv_b
         else:
             model.put(f"{attention}kv_b_proj.weight", kv_b)
-        model.put(f"{attention}o_proj.weight", normal(C, H * Dv))
+        model.put(f"{attention}o_proj.weight", normal(C, H * Dv), Kind.BF16)
         for norm in ("input_layernorm", "post_attention_layernorm"):
             model.put(f"{at}{norm}.weight", 1 + normal(C))
         shapes = {"gate": (F, C), "up": (F, C), "down": (C, F)}
         if layer == 0:
             for part, shape in shapes.items():
-                model.put(f"{at}mlp.{part}_proj.weight", normal(*shape))
+                model.put(f"{at}mlp.{part}_proj.weight", normal(*shape), Kind.BF16)
             continue
         model.put(f"{at}mlp.gate.weight", normal(E, C))
         bias = normal(E)
@@ -202,14 +213,14 @@ def deepseek(name: str, split: bool) -> None:
             model.raw(f"blk.{layer}.ffn_{part}_exps.weight", stack, Kind.Q8_0)
             for expert, matrix in enumerate(dequantize(stack, Kind.Q8_0)):
                 model.hf[f"{at}mlp.experts.{expert}.{part}_proj.weight"] = matrix.copy()
-            model.put(f"{at}mlp.shared_experts.{part}_proj.weight", normal(*shape))
+            model.put(f"{at}mlp.shared_experts.{part}_proj.weight", normal(*shape), Kind.F16)
     model.put("model.norm.weight", 1 + normal(C))
     model.put("lm_head.weight", normal(VOCABULARY, C), Kind.F16)
-    model.save()
+    model.save("deepseek")
 
 
 if __name__ == "__main__":
-    dense("llama", gguf.MODEL_ARCH.LLAMA, 500000.0, tied=False)
-    dense("qwen2", gguf.MODEL_ARCH.QWEN2, 1000000.0, tied=True)
+    dense("llama", gguf.MODEL_ARCH.LLAMA, 3, 500000.0, tied=False)
+    dense("qwen2", gguf.MODEL_ARCH.QWEN2, 4, 1000000.0, tied=True)
     deepseek("deepseek-split", split=True)
     deepseek("deepseek-whole", split=False)

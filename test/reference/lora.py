@@ -1,10 +1,11 @@
 """Low-rank adapters on a tiny Llama, by PEFT's formula and in PEFT's layout, with torch's logits, loss and gradients.
 
-Every linear layer of test/fixtures/llama-wide computes `linear(x) + lora_B(lora_A(x)) * (alpha / r)`, as peft's
+Every linear layer of test/fixtures/arch-llama-wide computes `linear(x) + lora_B(lora_A(x)) * (alpha / r)`, as peft's
 `lora.Linear.forward` does without dropout. Writes test/fixtures/lora-wide/: adapter_config.json and
 adapter_model.safetensors, which `loadModel` reads, gradients.safetensors, and expected.json.
 
 Run: pip install torch==2.15.0 transformers==5.23.0 safetensors==0.8.0 && python test/reference/lora.py
+     (after architectures.py, which makes the model)
 """
 
 import json
@@ -35,7 +36,7 @@ class Adapted(torch.nn.Module):
 
 
 generator = deterministic(11)
-model = LlamaForCausalLM.from_pretrained(FIXTURES / "llama-wide", dtype=torch.float32, attn_implementation="eager")
+model = LlamaForCausalLM.from_pretrained(FIXTURES / "arch-llama-wide", dtype=torch.float32, attn_implementation="eager")
 model.requires_grad_(False)
 adapted: dict[str, Adapted] = {}
 for name, module in list(model.named_modules()):
@@ -61,7 +62,7 @@ folder.mkdir(exist_ok=True)
 save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 save_file(gradients, folder / "gradients.safetensors")
 config = {
-    "base_model_name_or_path": "../llama-wide",
+    "base_model_name_or_path": "../arch-llama-wide",
     "bias": "none",
     "fan_in_fan_out": False,
     "inference_mode": True,

@@ -98,7 +98,7 @@ describe("against torch", () => {
   const rows = Array.from({ length: B }, (_, b) => expected.ids.data.slice(b * T, (b + 1) * T));
 
   it("loss and every gradient are those of PEFT's formula, read from PEFT's files", async () => {
-    const { config, tensors } = await loadModelWeights(fixturePath("llama-wide"));
+    const { config, tensors } = await loadModelWeights(fixturePath("arch-llama-wide"));
     const { tensors: own } = await loadAdapterFolder(fixturePath("lora-wide"));
     const adapted = trainedConfig(config, { rank: 3, alpha: 5, targets: ADAPTER_TARGETS });
     const frozen = deviceWeights(runtime, tensors);
@@ -119,7 +119,7 @@ describe("against torch", () => {
   });
 
   it("the base with the adapters taken in has the same logits", async () => {
-    const { config, tensors } = await loadModelWeights(fixturePath("llama-wide"));
+    const { config, tensors } = await loadModelWeights(fixturePath("arch-llama-wide"));
     const folder = fixturePath("lora-wide");
     const merged = withAdaptersMerged(folder, tensors, await loadAdapterFolder(folder));
     const positions = i32(

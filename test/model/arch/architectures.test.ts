@@ -26,6 +26,9 @@ import { createEngine, expectClose, runOnEngine, specsOf, type Tolerance } from 
 import { fixturePath, readFixture, type StoredArray, toHost } from "../../fixture.ts";
 
 const NAMES = [
+  "arch-llama-tied",
+  "arch-llama-grouped",
+  "arch-llama-wide",
   "arch-llama3",
   "arch-qwen2",
   "arch-qwen2-tied",

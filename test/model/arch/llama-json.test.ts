@@ -43,19 +43,19 @@ const LLAMA3 = {
 
 describe("parseLlamaConfig", () => {
   it("reads what transformers 5 writes, with rope_parameters", async () => {
-    const { config, extra } = parseLlamaConfig("config.json", await fixture("llama-tied"));
+    const { config, extra } = parseLlamaConfig("config.json", await fixture("llama-gqa"));
     const expected: LlamaConfig = {
-      vocabSize: 23,
-      hiddenSize: 24,
-      intermediateSize: 40,
-      layers: 3,
-      heads: 3,
-      kvHeads: 3,
+      vocabSize: 20,
+      hiddenSize: 16,
+      intermediateSize: 24,
+      layers: 2,
+      heads: 4,
+      kvHeads: 2,
       headDim: 8,
-      rmsNormEpsilon: 1e-6,
-      ropeTheta: 500_000,
+      rmsNormEpsilon: 1e-5,
+      ropeTheta: 50_000,
       maxPositions: 64,
-      tieEmbeddings: true,
+      tieEmbeddings: false,
     };
     expect(config).toEqual(expected);
     expect(extra).toMatchObject({ attention_dropout: 0, eos_token_id: 0, transformers_version: "5.23.0" });

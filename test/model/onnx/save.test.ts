@@ -86,7 +86,7 @@ function distance(expected: Float32Array, actual: Float32Array, from = 0): numbe
   return largest;
 }
 
-const NAMES = ["llama-wide", "llama-wide-tied", "arch-llama3", "arch-qwen2", "arch-qwen2-tied"];
+const NAMES = ["arch-llama-wide", "arch-llama-tied", "arch-llama3", "arch-qwen2", "arch-qwen2-tied"];
 
 describe.each(NAMES)("%s as a graph", (name) => {
   async function load(): Promise<ModelWeights> {

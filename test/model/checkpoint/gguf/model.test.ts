@@ -11,23 +11,33 @@ import { openGgufModel } from "../../../../src/model/checkpoint/gguf/model.ts";
 import { openGguf } from "../../../../src/model/checkpoint/gguf/reader.ts";
 import { readVocabulary } from "../../../../src/model/checkpoint/gguf/vocabulary.ts";
 import { readSafetensors } from "../../../../src/model/checkpoint/safetensors.ts";
+import { toF32 } from "../../../../src/model/checkpoint/widen.ts";
 import { temporaryFolder } from "../../../base/temporary-folder.ts";
 import { fixturePath } from "../../../fixture.ts";
 import { GgufBytes } from "./bytes.ts";
 
-const MODELS = ["llama", "qwen2", "deepseek-split", "deepseek-whole"];
+/** Files of models, and of the same weights under Hugging Face's names. */
+const MODELS = [
+  ["llama", "llama"],
+  ["qwen2", "qwen2"],
+  ["deepseek-split", "deepseek"],
+  ["deepseek-whole", "deepseek"],
+] as const;
+const bytesOf = ({ buffer, byteOffset, byteLength }: Float32Array): Uint8Array =>
+  new Uint8Array(buffer, byteOffset, byteLength);
 const open = (name: string) => openGgufModel(fixturePath(`gguf/${name}.gguf`));
 
 describe("a model that gguf-py wrote", () => {
-  it.each(MODELS)("has Hugging Face's names, shapes and values, to the bit: %s", async (name) => {
+  it.each(MODELS)("has Hugging Face's names, shapes and values, to the bit: %s", async (name, weights) => {
     await using model = await open(name);
-    const { tensors } = await readSafetensors(fixturePath(`gguf/${name}.safetensors`));
+    const { tensors } = await readSafetensors(fixturePath(`gguf/${weights}.safetensors`));
     expect([...model.shapes.keys()].sort()).toEqual([...tensors.keys()].sort());
-    for (const [key, { shape, data }] of tensors) {
+    for (const [key, tensor] of tensors) {
+      const { shape, data } = toF32(tensor, key);
       const read = await model.readF32(key);
       expect(read.shape, key).toEqual(shape);
       expect(model.shapes.get(key), key).toEqual(shape);
-      expect(Buffer.compare(new Uint8Array(read.data.buffer), data), key).toBe(0);
+      expect(Buffer.compare(new Uint8Array(read.data.buffer), bytesOf(data)), key).toBe(0);
     }
   });
 
