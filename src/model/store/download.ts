@@ -8,15 +8,8 @@ import { setMaxListeners } from "node:events";
 import { createReadStream } from "node:fs";
 import { type ErrorParts, FormatError } from "../../base/errors.ts";
 import { fileError } from "../../base/files.ts";
-import {
-  type Credential,
-  type Http,
-  HttpError,
-  isPlain,
-  type Reply,
-  type RetryTeller,
-  shownUrl,
-} from "./http.ts";
+import { type Credential, type Http, isPlain, type Reply, type RetryTeller, shownUrl } from "./http.ts";
+import { HttpError } from "./http-error.ts";
 import { PartialFile } from "./partial.ts";
 import { missingRanges, type Range } from "./ranges.ts";
 

@@ -7,36 +7,10 @@ import type { IncomingHttpHeaders, IncomingMessage } from "node:http";
 import { pipeline, type Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { createBrotliDecompress, createGunzip, createInflate } from "node:zlib";
-import { type ErrorParts, FormatError, NetworkError, PonderaError } from "../../base/errors.ts";
+import { FormatError, PonderaError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
-import { Connections, type Environment, requestFor } from "./proxy.ts";
-
-/** A request that came to nothing. */
-export class HttpError extends NetworkError {
-  /** Where the server answered at all. */
-  readonly status: number | undefined;
-  readonly headers: IncomingHttpHeaders;
-  /** Whether the same request may succeed later. */
-  readonly transient: boolean;
-  /** How long the server asks to wait before. */
-  readonly retryAfterMs: number | undefined;
-
-  constructor(
-    parts: ErrorParts,
-    facts: {
-      readonly status?: number;
-      readonly headers?: IncomingHttpHeaders;
-      readonly transient: boolean;
-      readonly retryAfterMs?: number | undefined;
-    },
-  ) {
-    super(parts);
-    this.status = facts.status;
-    this.headers = facts.headers ?? {};
-    this.transient = facts.transient;
-    this.retryAfterMs = facts.retryAfterMs;
-  }
-}
+import { HttpError, isTransient, networkError } from "./http-error.ts";
+import { Connections, type Environment, type ProxyServer, proxyRefusal, requestFor } from "./proxy.ts";
 
 /** How long to be patient. */
 export interface Patience {
@@ -90,53 +64,17 @@ export interface Reply {
 
 const MOST_REDIRECTS = 10;
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
-const TRANSIENT = new Set([408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529]);
-
-/** What went wrong below HTTP and may go right next time. */
-const TRANSIENT_CODES = new Set([
-  ...["ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE", "ETIMEDOUT", "EHOSTUNREACH", "ENETUNREACH"],
-  ...[
-    "ENETDOWN",
-    "EAI_AGAIN",
-    "ERR_STREAM_PREMATURE_CLOSE",
-    "HPE_INVALID_EOF_STATE",
-    "ERR_SSL_BAD_RECORD_MAC",
-  ],
-]);
-
-const REMEDIES: Readonly<Record<string, string>> = {
-  ENOTFOUND: "Check the name and the connection to the internet; behind a proxy set HTTPS_PROXY",
-  EAI_AGAIN: "Check the connection to the internet; behind a proxy set HTTPS_PROXY",
-  ECONNREFUSED: "Check the address, and HTTPS_PROXY if there is a proxy",
-  SELF_SIGNED_CERT_IN_CHAIN:
-    "If your network has a certificate of its own, name its file in NODE_EXTRA_CA_CERTS",
-  DEPTH_ZERO_SELF_SIGNED_CERT:
-    "If the server has a certificate of its own, name its file in NODE_EXTRA_CA_CERTS",
-  UNABLE_TO_GET_ISSUER_CERT_LOCALLY:
-    "If your network has a certificate of its own, name its file in NODE_EXTRA_CA_CERTS",
-  UNABLE_TO_VERIFY_LEAF_SIGNATURE:
-    "If the server has a certificate of its own, name its file in NODE_EXTRA_CA_CERTS",
-};
-
 /** A URL for people: signed queries are secrets, and long. */
 export const shownUrl = (url: URL): string => `${url.origin}${url.pathname}`;
 
-/** The typed form of what the network threw; what is typed already, or no fault of the network, stays as it is. */
-function networkError(url: URL, rule: string, error: unknown): unknown {
-  if (error instanceof PonderaError) return error;
-  const code = (error as NodeJS.ErrnoException | undefined)?.code;
-  if (typeof code !== "string" || code === "ABORT_ERR") return error;
-  const remedy = REMEDIES[code];
-  return new HttpError(
-    {
-      where: shownUrl(url),
-      rule,
-      got: `${(error as Error).message || code}`,
-      ...(remedy === undefined ? {} : { remedy }),
-      cause: error,
-    },
-    { transient: TRANSIENT_CODES.has(code) },
-  );
+/** Who failed, and what may help, where there is no answer yet: a proxy in between may be to blame. */
+function unanswered(url: URL, proxy: ProxyServer | undefined) {
+  if (proxy === undefined) return { where: shownUrl(url), rule: "must answer" };
+  return {
+    where: `${shownUrl(url)} through proxy ${proxy.url.host}`,
+    rule: "must answer",
+    remedy: `Check ${proxy.variable}; NO_PROXY names hosts to reach directly`,
+  };
 }
 
 /** Milliseconds that a Retry-After header asks for (RFC 9110 section 10.2.3); undefined where it makes no sense. */
@@ -182,7 +120,8 @@ export class Http {
   ): Promise<IncomingMessage> {
     const { responseMs } = this.patience;
     return new Promise((resolve, reject) => {
-      const route = this.#connections.route(url);
+      signal?.throwIfAborted();
+      const { route, proxy } = this.#connections.route(url);
       const request = requestFor(route.protocol)({
         ...route,
         method: "GET",
@@ -196,21 +135,30 @@ export class Http {
         },
         ...(signal === undefined ? {} : { signal }),
       });
-      const late = () =>
-        request.destroy(
-          new HttpError(
-            { where: shownUrl(url), rule: "must answer", got: `nothing for ${responseMs / 1000} s` },
-            { transient: true },
-          ),
-        );
-      const timer = setTimeout(late, responseMs);
-      request.on("response", (response) => {
+      const settle = () => {
         clearTimeout(timer);
-        resolve(response);
+        signal?.removeEventListener("abort", onAbort);
+      };
+      // At once: while a proxy keeps it waiting for a connection, a request that is destroyed does not say so.
+      const fail = (error: unknown) => {
+        settle();
+        reject(error);
+      };
+      const onAbort = () => fail(signal?.reason);
+      signal?.addEventListener("abort", onAbort);
+      const timer = setTimeout(() => {
+        const got = `nothing for ${responseMs / 1000} s`;
+        fail(new HttpError({ ...unanswered(url, proxy), got }, { transient: true }));
+        request.destroy();
+      }, responseMs);
+      request.on("response", (response) => {
+        settle();
+        if (response.statusCode !== 407 || proxy === undefined) return resolve(response);
+        response.destroy();
+        reject(proxyRefusal(proxy, `let us through to ${url.host}`, response));
       });
       request.on("error", (error) => {
-        clearTimeout(timer);
-        reject(signal?.aborted ? signal.reason : networkError(url, "must answer", error));
+        fail(signal?.aborted ? signal.reason : networkError(unanswered(url, proxy), error));
       });
       request.end();
     });
@@ -290,7 +238,7 @@ export class Http {
           ? { remedy: `It asks to be left alone for ${Math.ceil(wait / 1000)} s: try again then` }
           : {}),
       },
-      { status, headers, transient: (TRANSIENT.has(status) || expired) && !tooLong, retryAfterMs: wait },
+      { status, headers, transient: (isTransient(status) || expired) && !tooLong, retryAfterMs: wait },
     );
   }
 
@@ -347,7 +295,7 @@ export class Http {
       }
     } catch (error) {
       if (signal?.aborted) throw signal.reason;
-      throw networkError(url, "must send the whole of it", error);
+      throw networkError({ where: shownUrl(url), rule: "must send the whole of it" }, error);
     } finally {
       clearInterval(stall);
       signal?.removeEventListener("abort", abort);

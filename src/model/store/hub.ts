@@ -5,7 +5,8 @@
 
 import { z } from "zod";
 import { ConfigError, FormatError, NetworkError } from "../../base/errors.ts";
-import { type Credential, type Http, HttpError, type RetryTeller, shownUrl } from "./http.ts";
+import { type Credential, type Http, type RetryTeller, shownUrl } from "./http.ts";
+import { HttpError } from "./http-error.ts";
 import { MOST_FILES } from "./manifest.ts";
 import { tryModelName } from "./name.ts";
 import { type RemoteFile, type RemoteModel, under } from "./remote.ts";

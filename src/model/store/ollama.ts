@@ -6,7 +6,8 @@
 import { createHash } from "node:crypto";
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../base/errors.ts";
-import { type Http, HttpError, type RetryTeller, shownUrl } from "./http.ts";
+import { type Http, type RetryTeller, shownUrl } from "./http.ts";
+import { HttpError } from "./http-error.ts";
 import { type RemoteFile, type RemoteModel, under } from "./remote.ts";
 
 export const OLLAMA_ENDPOINT = "https://registry.ollama.ai";

@@ -218,16 +218,23 @@ class Pull {
     this.#there.clear();
     for (const [key, { path, content }] of byContent(this.#files)) {
       const { hash, size } = content;
-      // The store knows no git hashes; the file of the same name is the likely one.
-      const known = before?.manifest.files.find((file) => file.path === path && file.size === size)?.sha256;
-      const sha256 = hash.kind === "sha256" ? hash.hex : known;
-      if (sha256 === undefined || !(await store.hasBlob({ sha256, size }))) continue;
-      if (check || hash.kind === "git") {
-        const hashes = await hashesOf(store.blobPath(sha256), size, signal);
-        if (hashes.sha256 !== sha256) this.#broken.add(sha256);
-        if (hashes.sha256 !== sha256 || hashes[hash.kind] !== hash.hex) continue;
+      // The store knows no git hashes; the file of the same name is the likely one, if no earlier pull left a note.
+      const likely =
+        hash.kind === "sha256"
+          ? [hash.hex]
+          : [
+              before?.manifest.files.find((file) => file.path === path && file.size === size)?.sha256,
+              await store.arrivalOf(key),
+            ];
+      for (const sha256 of likely) {
+        if (sha256 === undefined || !(await store.hasBlob({ sha256, size }))) continue;
+        if (check || hash.kind === "git") {
+          const hashes = await hashesOf(store.blobPath(sha256), size, signal);
+          if (hashes.sha256 !== sha256) this.#broken.add(sha256);
+          if (hashes.sha256 !== sha256 || hashes[hash.kind] !== hash.hex) continue;
+        }
+        this.#there.set(key, sha256);
       }
-      this.#there.set(key, sha256);
     }
   }
 
@@ -337,13 +344,21 @@ class Pull {
           onRetry: (error, ms) => note(`${path}: ${retryText(error, ms)}`),
         });
         await store.adopt(whole, { sha256, size: content.size }, { replace: this.#broken.delete(sha256) });
-        await store.removePartial(key);
+        if (known === undefined) await store.noteArrival(key, sha256);
+        else await store.removePartial(key);
         this.#there.set(key, sha256);
       }
       this.#report(key, content.size);
       onEvent?.({ kind: "file", path, bytes: content.size });
     } finally {
       await release();
+    }
+  }
+
+  /** Takes away what only an unfinished pull needs. */
+  async tidy(): Promise<void> {
+    for (const [key, { content }] of byContent(this.#files)) {
+      if (content.hash.kind === "git") await this.#options.store.forgetArrival(key);
     }
   }
 
@@ -417,6 +432,7 @@ export async function pullModel(text: string, options: PullOptions): Promise<Pul
     }
     const missing = await store.commit(manifest);
     if (missing.length === 0) {
+      await pull.tidy();
       return { model: await store.get(wanted.name), fetched: pull.fetched, upToDate: false };
     }
     if (round === MOST_ROUNDS) {

@@ -7,7 +7,7 @@
  * blobs/sha256-…                                  write-protected
  * models/OWNER/MODEL/TAG/manifest.json            the model exists exactly while this does
  * models/OWNER/MODEL/TAG/files-…/config.json …    named after what the manifest lists
- * partial/…                                       downloads under way or cut off
+ * partial/…                                       downloads under way or cut off, and notes of what came for unfinished pulls
  * store.lock                                      held while names or blobs change, never during a download
  * ```
  *
@@ -16,7 +16,19 @@
 
 import { createHash } from "node:crypto";
 import { constants, createReadStream } from "node:fs";
-import { chmod, copyFile, link, lstat, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
+import {
+  chmod,
+  copyFile,
+  link,
+  lstat,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  rmdir,
+} from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ConfigError, FileError, FormatError, nearestOf, PonderaError } from "../../base/errors.ts";
 import { fileError, syncFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
@@ -50,6 +62,8 @@ const MODELS = "models";
 const PARTIAL = "partial";
 const MANIFEST = "manifest.json";
 const LOCK = "store.lock";
+/** In the folder of a download that is done: the sha256 of what came. */
+const ARRIVED = "arrived";
 
 /** Changes of names and blobs take moments; whoever holds the lock for longer is stuck. */
 const LOCK_TIMEOUT_MS = 60_000;
@@ -237,6 +251,43 @@ export class ModelStore {
   /** Removes what a download left, its own lock apart. */
   async removePartial(key: string): Promise<void> {
     if (await this.#checkFolders([PARTIAL, key])) await this.#delete(join(this.root, PARTIAL, key));
+  }
+
+  /**
+   * Notes under which hash the content of a download is in the store, where its key does not tell. Until a model names it, the
+   * note is all that tells so, and a pull that is stopped before its end needs it to go on.
+   */
+  async noteArrival(key: string, sha256: string): Promise<void> {
+    await this.removePartial(key);
+    await writeFileAtomic(join(await this.partialFolder(key), ARRIVED), sha256);
+  }
+
+  /** What {@link noteArrival} noted. */
+  async arrivalOf(key: string): Promise<string | undefined> {
+    const note = join(this.root, PARTIAL, key, ARRIVED);
+    if (!(await this.#checkFolders([PARTIAL, key])) || !(await isOrdinary(note, 64))) return undefined;
+    try {
+      const text = await readFile(note, "latin1");
+      return /^[0-9a-f]{64}$/.test(text) ? text : undefined;
+    } catch (error) {
+      if (isAbsent(error)) return undefined; // A model names the content since.
+      throw fileError(note, "readable", error);
+    }
+  }
+
+  /** Removes what {@link noteArrival} noted, unless another process is at that download: then the note is that one's to remove. */
+  async forgetArrival(key: string): Promise<void> {
+    if ((await this.arrivalOf(key)) === undefined) return;
+    const release = await acquireLock(await this.partialLock(key)).catch((error: unknown) => {
+      if (error instanceof LockedError) return undefined;
+      throw error;
+    });
+    if (release === undefined) return;
+    try {
+      await this.removePartial(key);
+    } finally {
+      await release();
+    }
   }
 
   /**

@@ -5,7 +5,7 @@ import { Http } from "../../../src/model/store/http.ts";
 import { type PullEvent, type PullOptions, pullModel } from "../../../src/model/store/pull.ts";
 import { ModelStore } from "../../../src/model/store/store.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
-import { FakeHub, noise } from "./fake-hub.ts";
+import { FakeHub, noise, sha256 } from "./fake-hub.ts";
 import { contents, expected, HASTE, pullFrom } from "./pulling.ts";
 
 const WEIGHTS = noise(300_000);
@@ -306,6 +306,54 @@ describe("pulling from an Ollama registry", () => {
   });
 });
 
+describe("a pull that fails half-way", () => {
+  /** Small files arrive one after the other, and then the weights do not. */
+  async function half(): Promise<void> {
+    hub.misbehave = (seen, response) => {
+      if (seen.server === "hub" || hub.contentFor(seen).length !== WEIGHTS.length) return false;
+      response.writeHead(404).end();
+      return true;
+    };
+    await expect(pull("Qwen/Tiny", { connections: 1 })).rejects.toThrow(/404/);
+    hub.misbehave = () => false;
+    hub.seen.length = 0;
+    events.length = 0;
+  }
+  const arrived = async () => {
+    const folder = join(store.root, "partial");
+    return (await readdir(folder)).filter((key) => /^git-.*-22$/.test(key)).map((key) => join(folder, key));
+  };
+
+  it("keeps files that arrived, also those that the store knows no hash of beforehand", async () => {
+    await half();
+    expect(await arrived()).toHaveLength(1);
+    expect((await pull("Qwen/Tiny")).fetched).toBe(300_000);
+    expect(events[0]).toMatchObject({ kind: "plan", bytes: 305_022, present: 5022 });
+    for (const { url } of hub.requests("/resolve/")) expect(url).toMatch(/model\.safetensors$/);
+    expect(await readdir(join(store.root, "partial"))).toEqual([]);
+  });
+
+  it.each([
+    ["of other content", () => sha256(WEIGHTS)],
+    ["that is none", () => "../../".repeat(11).slice(0, 64)],
+    ["cut short", () => ""],
+  ])("does not believe a note %s", async (_, note) => {
+    await half();
+    await writeFile(join((await arrived())[0]!, "arrived"), note());
+    const { model } = await pull("Qwen/Tiny");
+    expect(await contents(model.folder)).toEqual(expected(FILES));
+    expect(hub.requests("config.json")).toHaveLength(1);
+    expect(await readdir(join(store.root, "partial"))).toEqual([]);
+  });
+
+  it("leaves nothing that rm --unused would not remove", async () => {
+    await half();
+    expect(await store.prune()).toBeGreaterThanOrEqual(5022);
+    expect(await readdir(join(store.root, "partial"))).toEqual([]);
+    expect((await pull("Qwen/Tiny")).fetched).toBe(305_022);
+  });
+});
+
 describe("a store that was there before", () => {
   it("keeps its models when a pull fails, whatever the reason", async () => {
     const { model } = await pull("Qwen/Tiny");
@@ -323,7 +371,7 @@ describe("a store that was there before", () => {
   it("is not touched where a file stands in its place", async () => {
     await mkdir(root, { recursive: true });
     await writeFile(store.root, "a file");
-    await expect(pull("Qwen/Tiny")).rejects.toThrow(/FileError|must be/);
+    await expect(pull("Qwen/Tiny")).rejects.toThrow(/store: must be .*; got/);
     expect((await stat(store.root)).isFile()).toBe(true);
   });
 });
