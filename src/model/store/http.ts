@@ -7,6 +7,7 @@ import type { IncomingHttpHeaders, IncomingMessage } from "node:http";
 import { pipeline, type Readable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { createBrotliDecompress, createGunzip, createInflate } from "node:zlib";
+import { z } from "zod";
 import { FormatError, PonderaError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
 import { HttpError, isTransient, networkError } from "./http-error.ts";
@@ -94,6 +95,24 @@ const DECODERS: Readonly<Record<string, () => NodeJS.ReadWriteStream & Readable>
 
 const encodingOf = (headers: IncomingHttpHeaders): string =>
   (headers["content-encoding"] ?? "identity").trim().toLowerCase();
+
+const Refusal = z.union([
+  z.object({ error: z.string() }).transform(({ error }) => error),
+  z
+    .object({ errors: z.array(z.object({ message: z.string() })).min(1) })
+    .transform(({ errors }) => errors.map(({ message }) => message).join("; ")),
+]);
+
+/** What a server says of a refusal, in one line: the message alone where it is in one of the hubs' forms. */
+function saidIn(text: string): string {
+  let said = text;
+  try {
+    said = Refusal.safeParse(JSON.parse(text)).data ?? text;
+  } catch {
+    // No JSON: then its text is for people.
+  }
+  return said.replace(/\s+/g, " ").trim().slice(0, 200);
+}
 
 /** Whether a body is what it stands for, and no compressed form of it. */
 export const isPlain = (headers: IncomingHttpHeaders): boolean =>
@@ -226,7 +245,7 @@ export class Http {
     } finally {
       body.destroy();
     }
-    const text = said.replace(/\s+/g, " ").trim().slice(0, 200);
+    const text = saidIn(said);
     const wait = retryAfter(headers["retry-after"], Date.now());
     const tooLong = wait !== undefined && wait > this.patience.mostRetryAfterMs;
     return new HttpError(

@@ -81,6 +81,7 @@ function explain(error: unknown, { repo, revision, endpoint, token }: HubOptions
       ...parts,
       rule: "must have the revision that is asked for",
       got: JSON.stringify(revision),
+      remedy: `Leave it out for the main branch; its page names the others: ${shownUrl(under(endpoint, repo))}`,
     });
   }
   if (code === "RepoNotFound" || error.status === 404 || error.status === 401) {

@@ -38,15 +38,27 @@ export function tryModelName(text: string): ModelName | undefined {
   return { ...(owner === undefined ? {} : { owner }), model, ...(tag === undefined ? {} : { tag }) };
 }
 
+/** The name in an address that was copied from a browser, or from elsewhere (`hf.co/owner/model`). */
+function nameInAddress(text: string): string | undefined {
+  const path = /^(?:https?:\/\/)?[\w-]+(?:\.[\w-]+)+(?::\d+)?\/(?:library\/)?([^/?#]+(?:\/[^/?#]+)?)/.exec(
+    text,
+  )?.[1];
+  return path !== undefined && tryModelName(path) !== undefined ? path : undefined;
+}
+
 /** @throws ConfigError when the text is no name */
 export function parseModelName(text: string): ModelName {
   const name = tryModelName(text);
   if (name !== undefined) return name;
+  const meant = nameInAddress(text.slice(0, 1000));
   throw new ConfigError({
     where: "model's name",
     rule: `must be [owner/]model[:tag], each of letters, digits and ._- and at most ${MOST_CHARACTERS} long`,
     got: JSON.stringify(text.length > 120 ? `${text.slice(0, 120)}…` : text),
-    remedy: "For instance Qwen/Qwen2.5-0.5B-Instruct, or deepseek-r1:1.5b",
+    remedy:
+      meant === undefined
+        ? "For instance Qwen/Qwen2.5-0.5B-Instruct, or deepseek-r1:1.5b"
+        : `Give the name without the address: ${meant}`,
   });
 }
 

@@ -111,7 +111,8 @@ export async function listRegistry(options: RegistryOptions): Promise<RemoteMode
       where,
       rule: "must be a model that the registry has and everybody may read",
       got: error.got ?? String(error.status),
-      remedy: "Check the name and the tag; models of the Hugging Face hub are named owner/model",
+      remedy:
+        "Check the name and the tag. Models of the Hugging Face hub are named owner/model; short names for some are r1-1.5b, r1-7b, r1-8b, r1-14b, r1-32b and r1-70b",
       cause: error,
     });
   }

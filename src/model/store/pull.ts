@@ -11,6 +11,7 @@ import { unalias } from "./aliases.ts";
 import { type Content, download, hashesOf, Slots } from "./download.ts";
 import { checkFilePaths } from "./file-path.ts";
 import type { Http } from "./http.ts";
+import type { HttpError } from "./http-error.ts";
 import { HF_ENDPOINT, listHub } from "./hub.ts";
 import { FORMAT, type Manifest, type Source, type StoredFile } from "./manifest.ts";
 import { formatModelName, parseModelName, sameName } from "./name.ts";
@@ -160,7 +161,8 @@ function listRemote(wanted: Wanted, options: PullOptions): Promise<RemoteModel> 
     http,
     repo: wanted.repo,
     signal,
-    onRetry: (error: Error, ms: number) => onEvent?.({ kind: "note", text: retryText(error, ms) }),
+    onRetry: (error: HttpError, ms: number) =>
+      onEvent?.({ kind: "note", text: `${wanted.repo}: ${retryText(error, ms)}` }),
   };
   if (wanted.hub === "ollama") {
     const endpoint = parseEndpoint("--endpoint", options.endpoint ?? OLLAMA_ENDPOINT);
@@ -178,8 +180,9 @@ function listRemote(wanted: Wanted, options: PullOptions): Promise<RemoteModel> 
   });
 }
 
-const retryText = (error: Error, ms: number): string =>
-  `${error.message} Trying again in ${Math.ceil(ms / 1000)} s.`;
+/** What matters first, for a terminal may cut the rest. */
+const retryText = ({ where, rule, got = "nothing" }: HttpError, ms: number): string =>
+  `trying again in ${Math.ceil(ms / 1000)} s; got ${got}, but ${where} ${rule}`;
 
 const keyOf = ({ hash, size }: Content): string =>
   hash.kind === "git" ? `git-${hash.hex}-${size}` : `sha256-${hash.hex}`;

@@ -279,7 +279,9 @@ describe("a server that is busy or broken", () => {
     expect(performance.now() - begun).toBeGreaterThan(950);
     expect(events[0]).toMatchObject({
       kind: "note",
-      text: expect.stringMatching(/429.*Trying again in 1 s\.$/),
+      text: expect.stringMatching(
+        /^Qwen\/Tiny: trying again in 1 s; got 429 Too Many Requests: busy, but http:.* must answer with success$/,
+      ),
     });
   });
 

@@ -44,6 +44,15 @@ describe("a model's name", () => {
     expect(() => parseModelName(text)).toThrow(/model's name: must be \[owner\/\]model\[:tag\]/);
   });
 
+  it.each([
+    ["https://huggingface.co/Qwen/Qwen2.5-0.5B/tree/main?x=1#top", "Qwen/Qwen2.5-0.5B"],
+    ["hf.co/Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B"],
+    ["http://localhost.test:8080/a/b", "a/b"],
+    ["https://ollama.com/library/deepseek-r1:1.5b", "deepseek-r1:1.5b"],
+  ])("is found in the address %s", (address, name) => {
+    expect(() => parseModelName(address)).toThrow(`Give the name without the address: ${name}.`);
+  });
+
   it("is shown cut in the message when it is enormous", () => {
     expect(() => parseModelName("x".repeat(1e6))).toThrow(
       expect.objectContaining({ message: expect.stringMatching(/^.{0,400}$/) }),

@@ -224,8 +224,10 @@ describe("a proxy that fails", () => {
     const stop = new AbortController();
     const reply = http.get(new URL("https://hub.test/"), { signal: stop.signal });
     await expect.poll(() => proxy.passed.length).toBe(1);
+    const begun = performance.now();
     stop.abort(new Error("stopped"));
     await expect(reply).rejects.toThrow("stopped");
+    expect(performance.now() - begun).toBeLessThan(5000); // Not only when patience has an end, after 30 s.
     http.close();
     await expect.poll(() => proxy.sockets.size).toBe(0);
     await delay(1); // An error without a listener would come now, and fail the run.

@@ -37,8 +37,9 @@ const columns: readonly Column<StoredModel>[] = [
   { title: "size", value: (m) => byteSize(m.bytes), align: "right" },
   { title: "format", value: formatOf },
   { title: "hub", value: (m) => m.manifest.source.hub },
-  { title: "from", value: originOf },
   { title: "pulled", value: (m) => m.manifest.pulled.slice(0, 16).replace("T", " ") },
+  // Last, since a narrow table is cut there, and this is mostly the name once more.
+  { title: "from", value: originOf },
 ];
 
 async function list(options: JsonOptions, io: Io): Promise<void> {
@@ -114,8 +115,10 @@ async function remove(names: readonly string[], options: RemoveOptions, io: Cont
   const removed = names.length === 0 ? { names: [], bytes: 0 } : await store.remove(names);
   const bytes = removed.bytes + (options.unused ? await store.prune() : 0);
   if (options.json) return writeJson(io.stdout, { removed: removed.names, bytes });
-  const what = [...removed.names, ...(options.unused ? ["what no model needs"] : [])].join(", ");
-  await write(io.stdout, `Removed ${printable(what)}: ${byteSize(bytes)} free again.\n`);
+  if (removed.names.length === 0 && bytes === 0) return write(io.stdout, "There was nothing to remove.\n");
+  const what = [...removed.names, ...(options.unused ? ["what no model needs"] : [])];
+  const text = [what.slice(0, -1).join(", "), ...what.slice(-1)].filter((part) => part !== "").join(" and ");
+  await write(io.stdout, `Removed ${printable(text)}: ${byteSize(bytes)} free again.\n`);
 }
 
 interface CopyOptions extends JsonOptions {

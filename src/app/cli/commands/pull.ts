@@ -25,9 +25,11 @@ interface PullArguments extends StoreOptions {
 }
 
 function resultText({ model, fetched, upToDate }: Pulled, seconds: number): string {
-  const what = upToDate
-    ? "is up to date"
-    : `is here: ${byteSize(model.bytes)}, ${byteSize(fetched)} of it fetched in ${clock(seconds)}`;
+  const share =
+    fetched === 0
+      ? "all of which was there already"
+      : `${fetched < model.bytes ? `${byteSize(fetched)} of it ` : ""}fetched in ${clock(seconds)}`;
+  const what = upToDate ? "is up to date" : `is here: ${byteSize(model.bytes)}, ${share}`;
   return `${printable(model.name)} ${what}.\n${model.path}\n`;
 }
 
@@ -75,7 +77,8 @@ export function register(program: Command, io: Context): void {
         "A name with an owner (Qwen/Qwen2.5-0.5B-Instruct) is of the Hugging Face hub, one without (deepseek-r1:1.5b) of " +
         "Ollama's registry. Short names for the models distilled from DeepSeek-R1: r1-1.5b, r1-7b, r1-8b, r1-14b, r1-32b " +
         "and r1-70b.\n\n" +
-        "HF_TOKEN opens private and gated models, HF_ENDPOINT names a mirror, HTTPS_PROXY, HTTP_PROXY and NO_PROXY the way out.",
+        "HF_TOKEN opens private and gated models, HF_ENDPOINT names a mirror, HTTPS_PROXY, HTTP_PROXY and NO_PROXY the way out, " +
+        "NODE_EXTRA_CA_CERTS a file with certificates to trust.",
     )
     .argument("<name>", "owner/model[:revision], model[:tag] or a short name")
     .addOption(

@@ -32,8 +32,8 @@ describe("pondera list", () => {
     await put(store, "a/b:v2", { "model.gguf": "GGUF" });
     const { out } = await typed("list");
     const lines = out.trimEnd().split("\n");
-    expect(lines[0]).toMatch(/^model +size +format +hub +from +pulled$/);
-    expect(lines[1]).toMatch(/^a\/b:v2 +4 B +gguf +hf +a\/b:v2@main +2026-11-25 12:00$/);
+    expect(lines[0]).toMatch(/^model +size +format +hub +pulled +from$/);
+    expect(lines[1]).toMatch(/^a\/b:v2 +4 B +gguf +hf +2026-11-25 12:00 +a\/b:v2@main$/);
     expect(lines[2]).toMatch(/^Qwen\/Tiny +9 B +hf /);
     const [, tiny] = JSON.parse((await typed("list", "--json")).out);
     expect(tiny).toMatchObject({
@@ -104,6 +104,11 @@ describe("pondera rm", () => {
     await put(store, "x", FILES);
     await adoptAll(store, { left: "behind" });
     expect((await typed("rm", "--unused")).out).toBe("Removed what no model needs: 6 B free again.\n");
+    expect((await typed("rm", "--unused")).out).toBe("There was nothing to remove.\n");
+    for (const name of ["y", "z"]) await put(store, name, { "config.json": "[]" });
+    expect((await typed("rm", "y", "z", "--unused")).out).toBe(
+      "Removed y, z and what no model needs: 2 B free again.\n",
+    );
     expect(await store.verify(await store.get("x"))).toEqual([]);
     const { code, err } = await typed("rm");
     expect(code).toBe(2);
