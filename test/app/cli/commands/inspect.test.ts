@@ -68,7 +68,8 @@ describe("pondera inspect", () => {
     expect(said).toMatchObject({ path: file, architecture: "llama", gguf: { name: "tiny", version: 3 } });
     expect(said.parameters.total).toBe(parameterCount(model.config));
     expect(said.gguf.vocabulary).toEqual({
-      model: "llama",
+      model: "gpt2",
+      pre: "gpt-2",
       tokens: model.tokenizer.vocabSize,
       chatTemplate: false,
     });
