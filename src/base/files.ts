@@ -105,7 +105,8 @@ function checkJsonSize(path: string, text: string, mostValues: number): void {
       inString = true;
     } else if (char === "{" || char === "[") {
       values++;
-      if (++depth > MAX_JSON_DEPTH) refuse(`must not nest deeper than ${MAX_JSON_DEPTH}`, "deeper");
+      if (++depth > MAX_JSON_DEPTH)
+        refuse(`must not nest deeper than ${MAX_JSON_DEPTH}`, `deeper at character ${i + 1}`);
     } else if (char === "}" || char === "]") {
       depth--;
     } else if (char === ",") {

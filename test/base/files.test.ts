@@ -204,7 +204,9 @@ describe("reading", () => {
     };
     const nested = (depth: number) => `${"[".repeat(depth)}${"]".repeat(depth)}`;
     expect(await read(nested(64))).toHaveLength(1);
-    await expect(read(nested(65))).rejects.toThrow(/x.json: must not nest deeper than 64; got deeper/);
+    await expect(read(nested(65))).rejects.toThrow(
+      /x.json: must not nest deeper than 64; got deeper at character 65/,
+    );
     expect(await read(JSON.stringify({ a: `\\"${"[{".repeat(100)}` }))).toEqual({
       a: `\\"${"[{".repeat(100)}`,
     });

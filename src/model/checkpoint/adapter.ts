@@ -9,7 +9,7 @@ import { isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { FileError, FormatError } from "../../base/errors.ts";
 import { exists, readJson, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
-import { jsonText } from "../../base/json.ts";
+import { jsonText, valueAt } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sameShape } from "../../compute/tensor/shape.ts";
 import { type AdapterConfig, adapterNames, mergeAdapter } from "../arch/adapters.ts";
@@ -23,18 +23,29 @@ const GENERATION = "generation_config.json";
 const PREFIX = "base_model.model.";
 
 /** What of PEFT's LoRA is understood; anything else would be another function. */
-const Config = z.looseObject({
-  peft_type: z.literal("LORA", "must be LORA: no other kind is supported"),
-  base_model_name_or_path: z.string("must name the base model").min(1, "must name the base model"),
-  r: z.int("must be a whole number").min(1, "must be at least 1"),
-  lora_alpha: z.number("must be a number").positive("must be above 0"),
-  use_rslora: z.boolean().nullish(),
-  use_dora: z.literal(false, "must be false: DoRA is not supported").nullish(),
-  fan_in_fan_out: z.literal(false, "must be false").nullish(),
-  bias: z.literal("none", "must be none: trained biases are not supported").nullish(),
-  modules_to_save: z.array(z.never("must be empty: whole modules are not supported")).nullish(),
-  rank_pattern: z.strictObject({}, "must be empty: one rank for all is supported").nullish(),
-  alpha_pattern: z.strictObject({}, "must be empty: one alpha for all is supported").nullish(),
+const Config = z.looseObject(
+  {
+    peft_type: z.literal("LORA", "must be LORA: no other kind is supported"),
+    base_model_name_or_path: z.string("must name the base model").min(1, "must name the base model"),
+    r: z.int("must be a whole number").min(1, "must be at least 1"),
+    lora_alpha: z.number("must be a number").positive("must be above 0"),
+    use_rslora: z.boolean().nullish(),
+    use_dora: z.literal(false, "must be false: DoRA is not supported").nullish(),
+    fan_in_fan_out: z.literal(false, "must be false").nullish(),
+    bias: z.literal("none", "must be none: trained biases are not supported").nullish(),
+    modules_to_save: z.array(z.never("must be empty: whole modules are not supported")).nullish(),
+    rank_pattern: z.strictObject({}, "must be empty: one rank for all is supported").nullish(),
+    alpha_pattern: z.strictObject({}, "must be empty: one alpha for all is supported").nullish(),
+  },
+  "must be an object",
+);
+
+const GenerationConfig = z.record(z.string(), z.unknown(), "must be an object");
+
+/** The paths of a folder's own files, for reading and for errors. */
+export const adapterPaths = (folder: string): { readonly config: string; readonly weights: string } => ({
+  config: join(folder, CONFIG),
+  weights: join(folder, WEIGHTS),
 });
 
 /** Adapters that were read, and the model they belong to. */
@@ -59,20 +70,28 @@ async function findBase(folder: string, name: string): Promise<string> {
   const candidates = isAbsolute(name) ? [name] : [resolve(folder, name), resolve(name)];
   for (const path of candidates) if (await exists(path)) return path;
   throw new FileError({
-    where: `${join(folder, CONFIG)}: base_model_name_or_path`,
+    where: `${adapterPaths(folder).config}: base_model_name_or_path`,
     rule: "must be the folder or file of the model that the adapters belong to",
     got: `${JSON.stringify(name)}, which is not there`,
     remedy: "Put the model back, or write its new place into the file",
   });
 }
 
-async function readConfig(folder: string): Promise<z.infer<typeof Config>> {
-  const file = join(folder, CONFIG);
-  const parsed = Config.safeParse(await readJson(file));
+/** A JSON file's content. @throws FormatError naming the key that is missing, malformed or not supported */
+async function readAs<T>(file: string, schema: z.ZodType<T>): Promise<T> {
+  const json = await readJson(file);
+  const parsed = schema.safeParse(json);
   if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0]!;
-  throw new FormatError({ where: [file, ...issue.path].join(": "), rule: issue.message });
+  const { path, message } = parsed.error.issues[0]!;
+  const value = valueAt(json, path);
+  throw new FormatError({
+    where: path.length === 0 ? file : `${file}: ${path.map(String).join(".")}`,
+    rule: message,
+    got: value === undefined ? "nothing" : JSON.stringify(value),
+  });
 }
+
+const readConfig = (folder: string) => readAs(adapterPaths(folder).config, Config);
 
 /** The base's folder or file, without reading the adapters. @throws as {@link loadAdapterFolder} */
 export async function baseOfAdapters(folder: string): Promise<string> {
@@ -81,12 +100,13 @@ export async function baseOfAdapters(folder: string): Promise<string> {
 
 /**
  * Reads adapters.
- * @throws FileError when a file or the base is missing; FormatError when they are not LoRA as it is understood here
+ * @throws FileError when a file or the base is missing; FormatError when they are not LoRA as it is understood here, or a file
+ *   breaks its format
  */
 export async function loadAdapterFolder(folder: string): Promise<AdapterFolder> {
   const { base_model_name_or_path: name, r, lora_alpha: alpha, use_rslora } = await readConfig(folder);
   const base = await findBase(folder, name);
-  const file = join(folder, WEIGHTS);
+  const { weights: file } = adapterPaths(folder);
   await using source = safetensorsFloats(file, await openSafetensors(file));
   const tensors: Record<string, HostArray<"f32">> = {};
   for (const [full, shape] of source.shapes) {
@@ -103,21 +123,21 @@ export async function loadAdapterFolder(folder: string): Promise<AdapterFolder> 
     tensors[name] = await source.readF32(full);
   }
   const generation = join(folder, GENERATION);
-  const generationConfig = (await exists(generation)) ? await readJson(generation) : undefined;
+  const generationConfig = (await exists(generation))
+    ? await readAs(generation, GenerationConfig)
+    : undefined;
   return {
     base,
     // Rank-stabilised LoRA (arXiv:2312.03732) divides by the root.
     scale: alpha / (use_rslora === true ? Math.sqrt(r) : r),
     tensors,
-    ...(typeof generationConfig === "object" && generationConfig !== null
-      ? { generationConfig: generationConfig as Record<string, unknown> }
-      : {}),
+    ...(generationConfig === undefined ? {} : { generationConfig }),
   };
 }
 
 /**
  * A model's tensors with adapters taken in; those without one are shared.
- * @param where  names the adapters' folder in errors
+ * @param where  names the adapters' file in errors
  * @throws FormatError when an adapter has no matrix that it fits, or only half of it is there
  */
 export function withAdaptersMerged(

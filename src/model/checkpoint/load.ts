@@ -4,7 +4,7 @@ import { FormatError } from "../../base/errors.ts";
 import { architectureOf, type ModelConfig, parseModelConfig } from "../arch/models.ts";
 import type { QuantizedForm, StoredForm, StoredSource } from "../arch/stored.ts";
 import { type ChatTemplate, loadChatTemplate } from "../text/chat-template.ts";
-import { isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
+import { adapterPaths, isAdapterFolder, loadAdapterFolder, withAdaptersMerged } from "./adapter.ts";
 import { checkVocabulary, checkWeights, loadModelFolder, type ModelFolder, readWeights } from "./folder.ts";
 import { emptyMatrix, fillRows, formOf } from "./gguf/matmul-nbits.ts";
 import { type GgufModel, openGgufModel } from "./gguf/model.ts";
@@ -67,9 +67,10 @@ async function loadFolder(folder: string): Promise<LoadedModel> {
 /** The base of adapters with the adapters taken in. */
 async function loadAdapted(folder: string): Promise<LoadedModel> {
   const adapters = await loadAdapterFolder(folder);
+  const paths = adapterPaths(folder);
   if (await isAdapterFolder(adapters.base)) {
     throw new FormatError({
-      where: `${folder}: base_model_name_or_path`,
+      where: `${paths.config}: base_model_name_or_path`,
       rule: "must name a model",
       got: "adapters to another",
       remedy: "Merge those first: pondera export",
@@ -77,7 +78,7 @@ async function loadAdapted(folder: string): Promise<LoadedModel> {
   }
   const model = await loadPlain(adapters.base);
   const generationConfig = { ...model.generationConfig, ...adapters.generationConfig };
-  return { ...model, generationConfig, tensors: withAdaptersMerged(folder, model.tensors, adapters) };
+  return { ...model, generationConfig, tensors: withAdaptersMerged(paths.weights, model.tensors, adapters) };
 }
 
 async function loadPlain(path: string): Promise<LoadedModel> {

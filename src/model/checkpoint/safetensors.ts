@@ -137,7 +137,8 @@ function checkStructure(where: string, text: string): void {
     }
     if (char === "{" || char === "[") {
       if (open.push(new Set()) > MAX_DEPTH) {
-        throw new FormatError({ where, rule: `must not nest deeper than ${MAX_DEPTH}`, got: "deeper" });
+        const got = `deeper at character ${i + 1}`;
+        throw new FormatError({ where, rule: `must not nest deeper than ${MAX_DEPTH}`, got });
       }
     } else if (char === "}" || char === "]") {
       open.pop();
@@ -241,10 +242,11 @@ function checkCoverage(
     end += entry.bytes;
   }
   if (end !== fileBytes) {
+    const last = inOrder.at(-1)?.[0];
     throw new FormatError({
-      where: file,
-      rule: `must end where its last tensor ends, at byte ${end}`,
-      got: `${fileBytes} bytes`,
+      where: last === undefined ? `${file}: header` : `${file}: ${brief(last)}.data_offsets`,
+      rule: `must have the data end where the file ends, at byte ${fileBytes}`,
+      got: `byte ${end}`,
     });
   }
 }
@@ -287,8 +289,8 @@ async function readHeader(reader: RangeReader): Promise<Header> {
   const { file, size } = reader;
   if (size < PREFIX_BYTES) {
     throw new FormatError({
-      where: file,
-      rule: `must begin with ${PREFIX_BYTES} bytes of header length`,
+      where: `${file}: header length`,
+      rule: `must be the first ${PREFIX_BYTES} bytes of the file`,
       got: `${size} bytes`,
     });
   }

@@ -79,11 +79,11 @@ export async function readManifest(path: string): Promise<Manifest | undefined> 
   }
   const parsed = Manifest.safeParse(await readJson(path));
   if (!parsed.success) {
-    const issue = parsed.error.issues[0]!;
+    const { path: key, message } = parsed.error.issues[0]!;
     throw new FormatError({
-      where: path,
-      rule: "must be a manifest of the model store",
-      got: `${issue.path.join(".") || "the whole"}: ${issue.message}`,
+      where: key.length === 0 ? path : `${path}: ${key.join(".")}`,
+      rule: `must be ${key.length === 0 ? "" : "that of "}a manifest of the model store`,
+      got: message,
     });
   }
   const { files } = parsed.data;

@@ -88,7 +88,11 @@ export class BpeModel {
     this.#bytes = BYTE_CHARACTERS.map((character) => this.#idOf(vocabulary.tokens.indexOf(character)));
     const { length } = merges.texts;
     if (length > MOST_RANKS) {
-      throw new FormatError({ where, rule: `must have at most ${MOST_RANKS} merges`, got: `${length}` });
+      throw new FormatError({
+        where: `${where}: merges`,
+        rule: `must be at most ${MOST_RANKS}`,
+        got: `${length}`,
+      });
     }
     this.#merges = this.#mergeTable(merges, where);
   }

@@ -6,6 +6,7 @@
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
+import { valueAt } from "../../base/json.ts";
 import { isControl } from "./added-tokens.ts";
 import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import { asCharacterTokenizer } from "./character-tokenizer.ts";
@@ -141,18 +142,30 @@ const MOST_IDS = 2 ** 22;
 const isId = (id: unknown): boolean =>
   Number.isInteger(id) && (id as number) >= 0 && (id as number) < MOST_IDS;
 
-const WithIds = z.object({
-  added_tokens: z.array(z.object({ id: z.unknown(), content: z.unknown() })).optional(),
-  // Unigram's is a list of tokens, whose places are their ids.
-  model: z.object({ vocab: z.unknown() }),
-});
+const WithIds = z.object(
+  {
+    added_tokens: z.array(
+      z.object({ id: z.unknown().optional(), content: z.unknown().optional() }, "must be an object"),
+      "must be a list of tokens",
+    ),
+    // Unigram's is a list of tokens, whose places are their ids.
+    model: z.object({ vocab: z.unknown().optional() }, "must be an object"),
+  },
+  "must be an object",
+);
 
 /** @throws FormatError when an added token is no text, or an id no number, or larger than any vocabulary */
-function checkTokens(path: string, json: unknown): void {
+function checkTokens(path: string, json: unknown): asserts json is object {
   const parsed = WithIds.safeParse(json);
-  // What is of another shape is for whoever reads it to refuse.
-  if (!parsed.success) return;
-  const { added_tokens = [], model } = parsed.data;
+  if (!parsed.success) {
+    const { path: key, message } = parsed.error.issues[0]!;
+    throw new FormatError({
+      where: key.length === 0 ? path : `${path}: ${key.join(".")}`,
+      rule: message,
+      got: JSON.stringify(valueAt(json, key)) ?? "nothing",
+    });
+  }
+  const { added_tokens, model } = parsed.data;
   const mute = added_tokens.find(({ content }) => typeof content !== "string");
   if (mute !== undefined) {
     throw new FormatError({
@@ -176,14 +189,32 @@ function checkTokens(path: string, json: unknown): void {
   }
 }
 
-function openLibrary(path: string, json: unknown, config: object): Library {
+/** What a tokenizer can do without, for the library to take it. */
+const PARTS = ["normalizer", "pre_tokenizer", "post_processor", "decoder"];
+
+/** The part that the library trips over: without it, and those before it, it takes the rest. */
+function culprit(path: string, json: object, config: object): string {
+  const rest: Record<string, unknown> = { ...json };
+  for (const part of PARTS) {
+    rest[part] = null;
+    try {
+      withinTime(LONGEST_MS, path, () => new Library(rest, config));
+      return part;
+    } catch {
+      // Another part, then.
+    }
+  }
+  return "model";
+}
+
+function openLibrary(path: string, json: object, config: object): Library {
   try {
-    return withinTime(LONGEST_MS, path, () => new Library(json as object, config));
+    return withinTime(LONGEST_MS, path, () => new Library(json, config));
   } catch (cause) {
     if (cause instanceof FormatError) throw cause;
     // The library's own errors, and whatever it trips over in JSON of another shape.
     throw new FormatError({
-      where: path,
+      where: `${path}: ${culprit(path, json, config)}`,
       rule: "must describe a tokenizer that @huggingface/tokenizers supports",
       got: cause instanceof Error ? cause.message : String(cause),
       cause,
@@ -227,7 +258,7 @@ function rolesOf(
 }
 
 /** `tokenizer.json` without the tokens that text must not be able to write. */
-function withoutControl(json: unknown): unknown {
+function withoutControl(json: object): object {
   const file = json as { added_tokens: { id: number; content: string; special: boolean }[] };
   return { ...file, added_tokens: file.added_tokens.filter((token) => !isControl(token)) };
 }
@@ -242,7 +273,7 @@ export function parseTokenizer(files: TokenizerFiles, paths: TokenizerFiles): To
   const config = parseConfig(paths.config, files.config);
   const json = parseTokenizerJson(paths.tokenizer, files.tokenizer);
   checkTokens(paths.tokenizer, json);
-  const postProcessor = (json as { post_processor?: unknown } | null)?.post_processor;
+  const postProcessor = "post_processor" in json ? json.post_processor : undefined;
   const addsBos = config.add_bos_token ?? prepends(config.bos_token ?? "", postProcessor);
   const byConfig = (idOf: (token: string) => number | undefined): TokenRoles =>
     rolesOf(paths.config, config, addsBos, idOf);

@@ -1,285 +1,166 @@
-/** Files that are cut, changed or made to hurt: always a typed error that names the file, or a model; never anything else. */
+/** Safetensors files that are cut, changed or made to hurt: a typed error that names the file and the field, or tensors. */
 
-import { cp, readFile, writeFile } from "node:fs/promises";
-import { basename, join } from "node:path";
+import { existsSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { PonderaError } from "../../../src/base/errors.ts";
-import { loadModelFolder, loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
-import { openGgufModel } from "../../../src/model/checkpoint/gguf/model.ts";
-import { ggufText } from "../../../src/model/checkpoint/model-text.ts";
-import { openSharded, readSafetensors, writeSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
-import { safetensorsFloats } from "../../../src/model/checkpoint/safetensors-floats.ts";
+import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
+import { readSafetensors, writeSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
 import { temporaryFolder } from "../../base/temporary-folder.ts";
-import { fixturePath } from "../../fixture.ts";
-import { ALLOWED_BYTES, cuts, flips, growth, refusal, wrongValues } from "../damage.ts";
-import { GgufBytes } from "./gguf/bytes.ts";
+import {
+  ALLOWED_BYTES,
+  countRefusals,
+  cuts,
+  Damage,
+  fieldOf,
+  flipped,
+  growth,
+  HUGE,
+  nestedValue,
+  Patient,
+  refusal,
+  wrongValue,
+} from "../damage.ts";
+import { copyOfFixtures, fixturesOf } from "../fixture-files.ts";
+import { readAdapters, readShards } from "./readers.ts";
 
-/** Reads every tensor of a model, and its text side where it has one; @returns the error, if it is one of ours */
-async function readAll(file: string): Promise<PonderaError | undefined> {
-  try {
-    await using model = await openGgufModel(file);
-    for (const name of model.shapes.keys()) await model.readF32(name);
-    if (model.vocabulary !== undefined) ggufText(file, model.vocabulary);
-    return undefined;
-  } catch (error) {
-    if (!(error instanceof PonderaError)) throw error;
-    expect(error.where.startsWith(file), error.message).toBe(true);
-    expect(error.rule).not.toBe("");
-    return error;
-  }
+const copyOf = copyOfFixtures();
+
+/** All tensors of a file by itself; they fill it. */
+async function readTensors(file: string): Promise<void> {
+  const { tensors } = await readSafetensors(file);
+  const whole = await readFile(file);
+  const total = [...tensors.values()].reduce((sum, { data }) => sum + data.length, 0);
+  expect(total).toBe(whole.length - 8 - Number(whole.readBigUInt64LE()));
 }
 
-describe.each(["llama", "qwen2", "deepseek-split", "deepseek-whole"])("a damaged GGUF file: %s", (name) => {
-  const read = () => readFile(fixturePath(`gguf/${name}.gguf`));
+/** As part of what lies beside it. */
+function readerOfSafetensors(file: string): () => Promise<unknown> {
+  const folder = dirname(file);
+  if (existsSync(join(folder, "config.json"))) return () => loadModelWeights(folder);
+  if (existsSync(join(folder, "adapter_config.json"))) return () => readAdapters(folder);
+  const index = join(folder, "model.safetensors.index.json");
+  const isShard = /-of-\d+\.safetensors$/.test(file) && existsSync(index);
+  return isShard ? () => readShards(index) : () => readTensors(file);
+}
 
-  it("cut at 200 places is refused at each", async () => {
-    const whole = await read();
-    const file = join(await temporaryFolder(), "x.gguf");
-    // gguf-py pads the last tensor, so that a cut in its padding loses nothing.
-    const padding = 32;
-    for (let i = 0; i < 200; i++) {
-      await writeFile(file, whole.subarray(0, Math.floor((i * (whole.length - padding)) / 200)));
-      expect(await readAll(file), `cut ${i}`).toBeDefined();
-    }
-    await writeFile(file, whole);
-    expect(await readAll(file)).toBeUndefined();
-  });
+interface Placed {
+  readonly shape: readonly number[];
+  readonly data_offsets: readonly [number, number];
+}
 
-  it("with bytes of its header changed is refused, or read", async () => {
-    const whole = await read();
-    const file = join(await temporaryFolder(), "x.gguf");
-    let errors = 0;
-    const header = name.startsWith("deepseek") ? 3000 : 1500;
-    const change = fc.tuple(fc.nat({ max: header }), fc.nat({ max: 255 }));
-    await fc.assert(
-      fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 4 }), async (changes) => {
-        const bytes = Buffer.from(whole);
-        for (const [at, value] of changes) bytes[at] = value;
-        await writeFile(file, bytes);
-        if ((await readAll(file)) !== undefined) errors++;
-      }),
-      { numRuns: 200 },
-    );
-    expect(errors).toBeGreaterThan(50);
-  });
+/** A safetensors file taken apart. */
+function headerOf(whole: Buffer) {
+  const dataStart = 8 + Number(whole.readBigUInt64LE());
+  const text = whole.toString("utf8", 8, dataStart);
+  const withHeader = (text: string): Buffer => {
+    const bytes = Buffer.concat([Buffer.alloc(8), Buffer.from(text), whole.subarray(dataStart)]);
+    bytes.writeBigUInt64LE(BigInt(Buffer.byteLength(text)));
+    return bytes;
+  };
+  const { __metadata__: _, ...tensors } = JSON.parse(text) as Record<string, Placed>;
+  return { dataStart, text, withHeader, tensors };
+}
 
-  it("with any eight bytes made a huge length is refused, or read", async () => {
-    const whole = await read();
-    const file = join(await temporaryFolder(), "x.gguf");
-    const lengths = [2n ** 64n - 1n, 2n ** 63n, 2n ** 53n, 2n ** 40n, 2n ** 32n, 2n ** 31n - 1n];
-    await fc.assert(
-      fc.asyncProperty(fc.nat({ max: 3000 }), fc.constantFrom(...lengths), async (at, length) => {
-        const bytes = Buffer.from(whole);
-        bytes.writeBigUInt64LE(length, at);
-        await writeFile(file, bytes);
-        await readAll(file);
-      }),
-      { numRuns: 200 },
-    );
-  });
-});
-
-describe("a GGUF file of noise", () => {
-  it("after a whole start is refused, or read", async () => {
-    const file = join(await temporaryFolder(), "x.gguf");
-    const noise = fc.tuple(fc.nat({ max: 5 }), fc.nat({ max: 5 }), fc.uint8Array({ maxLength: 300 }));
-    await fc.assert(
-      fc.asyncProperty(noise, async ([tensors, keys, bytes]) => {
-        const start = new GgufBytes().start({ tensors, keys }).done();
-        await writeFile(file, Buffer.concat([start, bytes]));
-        await readAll(file);
-      }),
-      { numRuns: 300 },
-    );
-  });
-});
-
-describe("a damaged folder", () => {
-  const SAVED = fixturePath("saved-model");
-
-  async function readFolder(folder: string): Promise<PonderaError | undefined> {
-    try {
-      await loadModelWeights(folder);
-      return undefined;
-    } catch (error) {
-      if (!(error instanceof PonderaError)) throw error;
-      expect(error.where.startsWith(folder), error.message).toBe(true);
-      return error;
-    }
-  }
-
-  it.each(["config.json", "model.safetensors"])(
-    "whose %s is cut at 200 places is refused at each",
-    async (name) => {
-      const folder = join(await temporaryFolder(), "model");
-      await cp(SAVED, folder, { recursive: true });
-      const whole = await readFile(join(folder, name));
-      const end = whole.toString("latin1").trimEnd().length;
-      for (let i = 0; i < 200; i++) {
-        await writeFile(join(folder, name), whole.subarray(0, Math.floor((i * end) / 200)));
-        expect(await readFolder(folder), `cut ${i}`).toBeDefined();
-      }
-    },
-  );
-
-  const MODELS = [
-    "llama-gqa",
-    "arch-llama-tied",
-    "arch-llama3",
-    "arch-qwen2",
-    "arch-deepseek-yarn",
-    "arch-deepseek-mtp",
+/** Shapes and places that no file of its size has. */
+function wrongPlaces([begin, end]: Placed["data_offsets"], others: readonly Placed[]): Partial<Placed>[] {
+  const places = [
+    ...[31, 40, 52].map((power) => [begin + 2 ** power, end + 2 ** power]),
+    [begin, 2 ** 53 - 1],
+    [end, begin],
+    [begin + 1, end + 1],
+    [begin, end - 1],
+    ...others.map(({ data_offsets }) => data_offsets),
+  ] as Placed["data_offsets"][];
+  return [
+    ...places.map((data_offsets) => ({ data_offsets })),
+    ...[[2 ** 31], [2 ** 53 - 1], [2 ** 40, 2 ** 40], [2 ** 32, 0.5], Array(100).fill(2 ** 30)].map(
+      (shape) => ({ shape }),
+    ),
   ];
+}
 
-  it.each(MODELS)("whose config.json is damaged is refused, or read: %s", async (name) => {
-    const folder = join(await temporaryFolder(), "model");
-    await cp(fixturePath(name), folder, { recursive: true });
-    const file = join(folder, "config.json");
-    const whole = await readFile(file);
-    const read = () => loadModelWeights(folder);
-    for (const [what, bytes] of cuts(whole)) {
-      await writeFile(file, bytes);
-      expect(await refusal(what, folder, read), what).toBeDefined();
+describe.each(fixturesOf("safetensors"))("a damaged safetensors file: %s", (name) => {
+  it("cut anywhere is refused, with the field or tensor that it cuts", async () => {
+    using patient = new Patient(copyOf(name));
+    const { file, whole } = patient;
+    const { dataStart } = headerOf(whole);
+    for (const damage of cuts(whole, whole.length, { boundaries: [8, dataStart] })) {
+      patient.write(damage.bytes);
+      const error = await refusal(damage, file, () => readTensors(file));
+      expect(fieldOf(error, file), damage.what).toMatch(/^header length$|\.data_offsets$/);
     }
-    let refused = 0;
-    for (const [what, bytes] of [...flips(whole, 60), ...wrongValues(whole)]) {
-      await writeFile(file, bytes);
-      if ((await refusal(what, folder, read)) !== undefined) refused++;
-    }
-    expect(refused).toBeGreaterThan(60);
-    await writeFile(file, whole);
-    expect(await refusal("whole", folder, read)).toBeUndefined();
-  });
-
-  it("whose generation_config.json is damaged is refused, or read", async () => {
-    const folder = join(await temporaryFolder(), "model");
-    await cp(SAVED, folder, { recursive: true });
-    const file = join(folder, "generation_config.json");
-    const whole = await readFile(file);
-    const read = () => loadModelFolder(folder);
-    for (const [what, bytes] of cuts(whole)) {
-      await writeFile(file, bytes);
-      expect((await refusal(what, file, read))?.where, what).toContain(file);
-    }
-    for (const [what, bytes] of [...flips(whole), ...wrongValues(whole)]) {
-      await writeFile(file, bytes);
-      await refusal(what, folder, read);
+    patient.write(whole);
+    for (const reader of [() => readTensors(file), readerOfSafetensors(file)]) {
+      expect(await refusal({ what: "whole", bytes: whole }, file, reader)).toBeUndefined();
     }
   });
 
-  it.each(["fp8", "tensors"])("whose index of shards is damaged is refused, or read: %s", async (name) => {
-    const folder = join(await temporaryFolder(), "model");
-    await cp(fixturePath(name), folder, { recursive: true });
-    const file = join(folder, "model.safetensors.index.json");
-    const whole = await readFile(file);
-    const read = async () => {
-      await using _ = await openSharded(file);
-    };
-    for (const [what, bytes] of cuts(whole)) {
-      await writeFile(file, bytes);
-      expect(await refusal(what, folder, read), what).toBeDefined();
-    }
-    let refused = 0;
-    for (const [what, bytes] of [...flips(whole), ...wrongValues(whole)]) {
-      await writeFile(file, bytes);
-      if ((await refusal(what, folder, read)) !== undefined) refused++;
-    }
-    expect(refused).toBeGreaterThan(50);
-    await writeFile(file, whole);
-    expect(await refusal("whole", folder, read)).toBeUndefined();
+  it("with bytes changed, or other values in its header, is refused, or read", async () => {
+    using patient = new Patient(copyOf(name));
+    const { file, whole } = patient;
+    const read = readerOfSafetensors(file);
+    const { dataStart, text, withHeader } = headerOf(whole);
+    const damage = fc.oneof(flipped(whole, dataStart), wrongValue(text, withHeader));
+    const refused = await countRefusals(damage, 100, async (damage) => {
+      patient.write(damage.bytes);
+      // Tensors that one shard lost may be missed by the index beside it.
+      const error = await refusal(damage, dirname(file), read);
+      if (error !== undefined) expect(error.where, damage.what).toMatch(/: |\.index\.json$/);
+      return error;
+    });
+    expect(refused).toBeGreaterThan(30);
   });
 
-  it("whose config asks for millions of tensors is refused before they are listed", async () => {
-    const folder = join(await temporaryFolder(), "model");
-    await cp(fixturePath("arch-deepseek-plain"), folder, { recursive: true });
-    const file = join(folder, "config.json");
-    const config = JSON.parse(await readFile(file, "utf8")) as object;
-    const huge = { num_hidden_layers: 1024, n_routed_experts: 4096, n_group: 1, topk_group: 1 };
-    await writeFile(file, JSON.stringify({ ...config, ...huge }));
-    const read = () => loadModelWeights(folder);
-    expect(await growth(read)).toBeLessThan(ALLOWED_BYTES);
-    expect((await refusal("huge", file, read))?.message).toMatch(
-      /n_routed_experts: must be at most 49152 in all layers together; got 4096/,
+  it("with huge, overlapping or reversed places or shapes is refused by the tensor", async () => {
+    using patient = new Patient(copyOf(name));
+    const { file, whole } = patient;
+    const { text, tensors, withHeader } = headerOf(whole);
+    const sized = Object.entries(tensors).filter(
+      ([
+        ,
+        {
+          data_offsets: [begin, end],
+        },
+      ]) => begin < end,
     );
-    // As many as are taken still fit.
-    await writeFile(file, JSON.stringify({ ...config, ...huge, n_routed_experts: 48 }));
-    expect(await growth(read)).toBeLessThan(ALLOWED_BYTES);
-  });
-
-  it("whose shards or index have bytes changed is refused, or read", async () => {
-    const files = [
-      "model.safetensors.index.json",
-      "model-00001-of-00002.safetensors",
-      "model-00002-of-00002.safetensors",
-    ];
-    const folder = await temporaryFolder();
-    const whole = new Map<string, Buffer>();
-    for (const file of files) whole.set(file, await readFile(fixturePath(`fp8/${file}`)));
-    const index = join(folder, files[0]!);
-    const change = fc.tuple(fc.constantFrom(...files), fc.nat({ max: 1200 }), fc.nat({ max: 255 }));
-    await fc.assert(
-      fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 3 }), async (changes) => {
-        for (const [file, bytes] of whole) {
-          const damaged = Buffer.from(bytes);
-          for (const [target, at, value] of changes)
-            if (target === file) damaged[at % damaged.length] = value;
-          await writeFile(join(folder, file), damaged);
-        }
-        try {
-          await using source = safetensorsFloats(index, await openSharded(index));
-          for (const name of source.shapes.keys()) await source.readF32(name);
-        } catch (error) {
-          if (!(error instanceof PonderaError)) throw error;
-          // Not always one of these: a damaged index may name another.
-          expect(error.where.startsWith(folder), error.message).toBe(true);
-        }
-      }),
-      { numRuns: 200 },
-    );
-  });
-
-  const deep = (depth: number) => "[".repeat(depth) + "]".repeat(depth);
-  it.each([100, 10_000, 1_000_000])("with JSON nested %i deep is refused", async (depth) => {
-    const folder = join(await temporaryFolder(), "model");
-    await cp(SAVED, folder, { recursive: true });
-    const config = JSON.parse(await readFile(join(folder, "config.json"), "utf8")) as object;
-    for (const text of [
-      deep(depth),
-      `${JSON.stringify(config).slice(0, -1)},"rope_scaling":${deep(depth)}}`,
-      `${JSON.stringify(config).slice(0, -1)},"other":${deep(depth)}}`,
-      `${'{"a":'.repeat(depth)}1${"}".repeat(depth)}`,
-      "[".repeat(depth),
-    ]) {
-      await writeFile(join(folder, "config.json"), text);
-      const error = await readFolder(folder);
-      expect(error?.message.length, text.slice(-200, -180)).toBeLessThan(1000);
+    const damage = fc.constantFrom(...sized).chain(([name, tensor]) => {
+      const others = sized.filter(([other]) => other !== name).map(([, other]) => other);
+      return fc.constantFrom(...wrongPlaces(tensor.data_offsets, others)).map((change) => {
+        const header = { ...JSON.parse(text), [name]: { ...tensor, ...change } };
+        return new Damage(`${name}: ${JSON.stringify(change)}`, withHeader(JSON.stringify(header)));
+      });
+    });
+    await countRefusals(damage, 50, async (damage) => {
+      patient.write(damage.bytes);
+      const error = await refusal(damage, file, () => readTensors(file));
+      expect(fieldOf(error, file), damage.what).toMatch(/.\.(shape|data_offsets)$/);
+      return error;
+    });
+    for (const huge of HUGE) {
+      const bytes = Buffer.from(whole);
+      bytes.writeBigUInt64LE(huge);
+      patient.write(bytes);
+      const error = await refusal({ what: `length ${huge}`, bytes }, file, () => readTensors(file));
+      expect(fieldOf(error, file)).toBe("header length");
     }
-    const index = join(await temporaryFolder(), "model.safetensors.index.json");
-    await writeFile(index, `{"weight_map":${deep(depth)}}`);
-    await expect(openSharded(index)).rejects.toThrow(PonderaError);
+  });
+
+  it("with a header nested 10,000 deep anywhere is refused for its depth", async () => {
+    using patient = new Patient(copyOf(name));
+    const { file, whole } = patient;
+    const { text, withHeader } = headerOf(whole);
+    await countRefusals(nestedValue(text, withHeader), 9, async (damage) => {
+      patient.write(damage.bytes);
+      const error = await refusal(damage, file, () => readTensors(file));
+      expect(error?.message, damage.what).toMatch(/header: must (not nest deeper than 3|begin with "{")/);
+      return error;
+    });
   });
 });
 
 describe("memory", () => {
-  it("a header of countless tiny keys, strings or tensors takes little more than the file", async () => {
-    const folder = await temporaryFolder();
-    const keys = new GgufBytes().start({ keys: 2 ** 14 });
-    for (let i = 0; i < 2 ** 14; i++) keys.key(i.toString(36), 0).u8(1);
-    const strings = new GgufBytes().start({ keys: 1 }).key("a", 9).u32(8).u64(400_000n);
-    for (let i = 0; i < 400_000; i++) strings.string(i.toString(36));
-    const tensors = new GgufBytes().start({ tensors: 2 ** 14 });
-    for (let i = 0; i < 2 ** 14; i++) tensors.tensor(i.toString(36), [1], 0, 32 * i);
-    for (const [name, bytes] of Object.entries({ keys, strings, tensors })) {
-      const file = join(folder, `${name}.gguf`);
-      const content = bytes.done();
-      await writeFile(file, content);
-      expect(await growth(() => openGgufModel(file)), basename(file)).toBeLessThan(
-        content.length + ALLOWED_BYTES,
-      );
-    }
-  });
-
   it("a safetensors header of countless tiny tensors takes little more than the file", async () => {
     const file = join(await temporaryFolder(), "x.safetensors");
     const none = { dtype: "u8", shape: [0], data: new Uint8Array(0) } as const;

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import { FileError, FormatError, PonderaError } from "../../../src/base/errors.ts";
+import { FileError, FormatError } from "../../../src/base/errors.ts";
 import { f32, hostArray } from "../../../src/compute/tensor/host.ts";
 import {
   openSafetensors,
@@ -162,7 +162,7 @@ describe("a damaged safetensors file is a typed error", () => {
   const one = (changes: object) => fileBytes({ a: { ...tensor("F32", [1], 0, 4), ...changes } }, 4);
   const metadata = (value: unknown) => fileBytes({ __metadata__: value });
   const rows: [string, Uint8Array, string | RegExp][] = [
-    ["an empty file", new Uint8Array(0), "must begin with 8 bytes of header length; got 0 bytes"],
+    ["an empty file", new Uint8Array(0), "header length: must be the first 8 bytes of the file; got 0 bytes"],
     ["seven bytes", new Uint8Array(7), "got 7 bytes"],
     ["no header", new Uint8Array(8), /header: must begin with "\{"/],
     ["a header longer than the file", fileBytes("{}", 0, 3n), "header length: must be at most 2; got 3"],
@@ -174,13 +174,21 @@ describe("a damaged safetensors file is a typed error", () => {
     ["a header with more behind it", fileBytes("{} {}"), "must be JSON"],
     ["a header with an open string", fileBytes(`{"${'\\"'.repeat(100_000)}`), "must be JSON"],
     ["a name with a broken escape", fileBytes('{"\\x":1}'), "must be JSON"],
-    ["a header nested too deep", fileBytes(`{"a":${"[".repeat(100_000)}`), "must not nest deeper than 3"],
+    [
+      "a header nested too deep",
+      fileBytes(`{"a":${"[".repeat(100_000)}`),
+      "must not nest deeper than 3; got deeper at character 8",
+    ],
     [
       "a header of countless values",
       fileBytes(`{"a":[${"0,".repeat(800_000)}`),
       "must hold at most 786432 values",
     ],
-    ["a header of braces", fileBytes("{".repeat(100_000)), "must not nest deeper than 3"],
+    [
+      "a header of braces",
+      fileBytes("{".repeat(100_000)),
+      "must not nest deeper than 3; got deeper at character 4",
+    ],
     [
       "a name given twice",
       fileBytes('{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"\\u0061":{}}'),
@@ -230,8 +238,13 @@ describe("a damaged safetensors file is a typed error", () => {
     ["an overlap", fileBytes({ a: tensor("U8", [2], 0, 2), b: tensor("U8", [2], 1, 3) }, 3), "got 1"],
     [
       "bytes behind the last tensor",
+      fileBytes({ a: tensor("U8", [1], 0, 1) }, 2),
+      /a\.data_offsets: must have the data end where the file ends, at byte 63; got byte 62/,
+    ],
+    [
+      "bytes and no tensor",
       fileBytes({}, 1),
-      /must end where its last tensor ends, at byte 10; got 11/,
+      /header: must have the data end where the file ends, at byte 11; got byte 10/,
     ],
     ["metadata that is no object", metadata("x"), '__metadata__: must be an object of strings; got "x"'],
     ["metadata that is no string", metadata({ a: 1 }), "__metadata__.a: must be a string; got 1"],
@@ -247,38 +260,6 @@ describe("a damaged safetensors file is a typed error", () => {
     const folder = await temporaryFolder();
     await expect(readSafetensors(join(folder, "absent"))).rejects.toThrow(FileError);
     await expect(readSafetensors(folder)).rejects.toThrow(FileError);
-  });
-
-  it("a file cut anywhere", async () => {
-    const file = join(await temporaryFolder(), "x.safetensors");
-    for (let i = 0; i < 200; i++) {
-      await writeFile(file, reference.subarray(0, Math.floor((i * reference.length) / 200)));
-      await expect(readSafetensors(file), `cut ${i}`).rejects.toThrow(FormatError);
-    }
-  });
-
-  it("bytes changed anywhere: an error, or tensors that fill the file", async () => {
-    const file = join(await temporaryFolder(), "x.safetensors");
-    const dataStart = 8 + Number(reference.readBigUInt64LE());
-    let errors = 0;
-    const change = fc.tuple(fc.nat({ max: dataStart - 1 }), fc.nat({ max: 255 }));
-    await fc.assert(
-      fc.asyncProperty(fc.array(change, { minLength: 1, maxLength: 4 }), async (changes) => {
-        const bytes = Buffer.from(reference);
-        for (const [at, value] of changes) bytes[at] = value;
-        await writeFile(file, bytes);
-        try {
-          const { tensors } = await readSafetensors(file);
-          const total = [...tensors.values()].reduce((sum, t) => sum + t.data.length, 0);
-          expect(total).toBe(reference.length - dataStart);
-        } catch (error) {
-          if (!(error instanceof PonderaError)) throw error;
-          errors++;
-        }
-      }),
-      { numRuns: 300 },
-    );
-    expect(errors).toBeGreaterThan(100);
   });
 });
 

@@ -237,7 +237,7 @@ describe.skipIf(process.platform === "win32")("links and rights", () => {
     manifest.files[0].sha256 = "../../../precious";
     await writeFile(at, JSON.stringify(manifest));
     await expect(store.get("x")).rejects.toThrow(
-      /must be a manifest of the model store; got files\.0\.sha256/,
+      /manifest\.json: files\.0\.sha256: must be that of a manifest of the model store/,
     );
     await store.remove(["x"]);
     expect(await readdir(outside)).toEqual(["store"]);

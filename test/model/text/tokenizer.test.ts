@@ -230,14 +230,27 @@ describe("loadTokenizer", () => {
     await expect(loadTokenizer(missing)).rejects.toThrow(FileError);
     const rows: [string, (json: Record<string, unknown>) => unknown, string | RegExp][] = [
       ["tokenizer.json", () => "{", /tokenizer\.json: must be JSON/],
-      ["tokenizer.json", () => [], /tokenizer\.json: must describe a tokenizer/],
-      ["tokenizer.json", () => ({}), 'must contain a "model" property'],
+      ["tokenizer.json", () => [], /tokenizer\.json: must be an object; got \[\]/],
+      [
+        "tokenizer.json",
+        ({ model, ...rest }) => rest,
+        /tokenizer\.json: model: must be an object; got nothing/,
+      ],
       [
         "tokenizer.json",
         ({ model, ...rest }) => ({ ...rest, model: { type: "Odd" } }),
-        /Unknown TokenizerModel/,
+        /tokenizer\.json: model: must describe a tokenizer.*Unknown TokenizerModel/,
       ],
-      ["tokenizer.json", ({ added_tokens, ...rest }) => rest, /must describe a tokenizer/],
+      [
+        "tokenizer.json",
+        (json) => ({ ...json, pre_tokenizer: { type: "Odd" } }),
+        /tokenizer\.json: pre_tokenizer: must describe a tokenizer/,
+      ],
+      [
+        "tokenizer.json",
+        ({ added_tokens, ...rest }) => rest,
+        /added_tokens: must be a list of tokens; got nothing/,
+      ],
       [
         "tokenizer_config.json",
         () => "[]",
