@@ -51,6 +51,39 @@ export function fileError(path: string, action: string, error: unknown): unknown
   });
 }
 
+/**
+ * A folder, and those above it that are not there yet. Not Node's recursive `mkdir`: below a folder that takes none, as in /proc, it
+ * tries for ever.
+ * @throws FileError when one cannot be made, or something else lies in its place
+ */
+export async function makeFolders(path: string): Promise<void> {
+  const make = async (folder: string): Promise<void> => {
+    try {
+      await mkdir(folder);
+    } catch (error) {
+      const code = isSystemError(error) ? error.code : undefined;
+      // Whatever the code, as a file system that is read-only gives its own for folders that are there.
+      if (
+        code !== "ENOENT" &&
+        (await stat(folder).then(
+          (it) => it.isDirectory(),
+          () => false,
+        ))
+      )
+        return;
+      const parent = dirname(folder);
+      if (code !== "ENOENT" || parent === folder || (await exists(parent))) throw error;
+      await make(parent);
+      await make(folder);
+    }
+  };
+  try {
+    await make(resolve(path));
+  } catch (error) {
+    throw fileError(path, "writable", error);
+  }
+}
+
 /** @throws FormatError when a file is larger; whether it can be read is for whoever reads it to say */
 async function checkBytes(path: string, most: number): Promise<void> {
   const bytes = await stat(path).then(

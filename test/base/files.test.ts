@@ -6,6 +6,7 @@ import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { FileError, FormatError, TaskError } from "../../src/base/errors.ts";
 import {
+  makeFolders,
   readJson,
   readText,
   recoverFolder,
@@ -192,6 +193,33 @@ describe("writeFolderAtomic", () => {
     expect(await readdir(path)).toEqual(["a"]);
     await recoverFolder(path);
     expect(await readdir(root)).toEqual(["model"]);
+  });
+});
+
+describe("makeFolders", () => {
+  it("makes what is not there, and leaves what is", async () => {
+    const root = await temporaryFolder();
+    await makeFolders(join(root, "a", "b", "c"));
+    await writeFileAtomic(join(root, "a", "b", "kept"), "here");
+    await makeFolders(join(root, "a", "b"));
+    await Promise.all([makeFolders(join(root, "x", "y")), makeFolders(join(root, "x", "y"))]);
+    expect(await readdir(join(root, "a", "b"))).toEqual(["c", "kept"]);
+    expect(await readdir(join(root, "x"))).toEqual(["y"]);
+  });
+
+  it("names a file in its way", async () => {
+    const root = await temporaryFolder();
+    await writeFileAtomic(join(root, "file"), "");
+    for (const path of [join(root, "file"), join(root, "file", "below")]) {
+      await expect(makeFolders(path)).rejects.toThrow(FileError);
+      await expect(makeFolders(path)).rejects.toThrow(`${path}: must be writable; got E`);
+    }
+  });
+
+  it.runIf(process.platform === "linux")("ends where a folder takes none, whoever asks", async () => {
+    await expect(makeFolders("/proc/pondera/runs")).rejects.toThrow(
+      "/proc/pondera/runs: must be writable; got ENOENT",
+    );
   });
 });
 

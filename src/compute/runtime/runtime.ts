@@ -70,7 +70,7 @@ export class Runtime {
   }
 
   /**
-   * Loads ONNX Runtime.
+   * Loads ONNX Runtime; a warning of the process says so where only onnxruntime-node is left to use it through.
    * @throws ConfigError on an option outside its rule
    * @throws RuntimeError when the library is missing, of the wrong version or cannot be loaded
    */
@@ -93,7 +93,15 @@ export class Runtime {
     } catch (reason) {
       const { message } = reason as Error;
       try {
-        return new Runtime(await open("node"), threads, profile, message);
+        const runtime = new Runtime(await open("node"), threads, profile, message);
+        process.emitWarning(
+          `onnxruntime-node is used, which copies tensors and is several times slower: ${message}`,
+          {
+            code: "PONDERA_FALLBACK",
+            detail: "Run npm ci without --omit=optional, since koffi's native part is an optional package.",
+          },
+        );
+        return runtime;
       } catch (cause) {
         throw new RuntimeError({
           where: "ONNX Runtime",

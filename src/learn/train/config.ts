@@ -10,6 +10,7 @@ import { ADAPTER_TARGETS, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
+import { NUMBER_USES } from "../tasks/countdown/types.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
 import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "./losses.ts";
 
@@ -192,7 +193,17 @@ const Schema = z.strictObject({
   /** Samples of each step that are kept in samples.jsonl. */
   samplesPerStep: countOrNone,
   /** The built-in game; other tasks pass it over. */
-  countdown: z.strictObject({ game: z.enum(gameNames), formatWeight: nonNegative, explore: Explore }),
+  countdown: z.strictObject({
+    game: z.enum(gameNames),
+    formatWeight: nonNegative,
+    /** How often each number is to be used. Absent: at most once. */
+    use: z.enum(NUMBER_USES).optional(),
+    /** Of a punishment for writing the same again. Absent: 0. */
+    repetitionWeight: nonNegative.optional(),
+    /** Of a reward for right answers that are short and wrong ones that are not. Absent: 0. */
+    lengthWeight: nonNegative.optional(),
+    explore: Explore,
+  }),
 });
 
 export type RunConfig = Readonly<z.infer<typeof Schema>>;
@@ -509,8 +520,13 @@ export function modelConfig(
 }
 
 /** The built-in game as a configuration asks for it. */
-export function countdownOptions({ countdown }: Pick<RunConfig, "countdown">): CountdownOptions {
-  const { game, formatWeight } = countdown;
+export function countdownOptions({ countdown, rl }: Pick<RunConfig, "countdown" | "rl">): CountdownOptions {
+  const { game, formatWeight, use, repetitionWeight = 0, lengthWeight = 0 } = countdown;
   const explore = Object.entries(countdown.explore).filter(([, value]) => value !== undefined);
-  return { game, formatWeight, explore: Object.fromEntries(explore) };
+  return {
+    ...{ game, formatWeight, repetitionWeight },
+    ...(use === undefined ? {} : { use }),
+    length: { weight: lengthWeight, maxTokens: rl.maxNewTokens },
+    explore: Object.fromEntries(explore),
+  };
 }

@@ -19,6 +19,7 @@ import { ConfigError, expectKnown, FileError, FormatError, invariant } from "../
 import {
   exists,
   fileError,
+  makeFolders,
   readJson,
   recoverFolder,
   writeFileAtomic,
@@ -339,7 +340,7 @@ export class RunFolder {
     await metrics.sync();
     await samples.sync();
     const parent = join(this.path, "checkpoints");
-    await makeParents(parent);
+    await makeFolders(parent);
     await writeFolderAtomic(join(parent, `step-${step}`), async (folder) => {
       await writeSafetensors(join(folder, "state.safetensors"), { ...content.tensors });
       const state: z.infer<typeof CheckpointState> = {
@@ -424,17 +425,9 @@ function checkedName(name: string): string {
   });
 }
 
-async function makeParents(path: string): Promise<void> {
-  try {
-    await mkdir(path, { recursive: true });
-  } catch (error) {
-    throw fileError(path, "writable", error);
-  }
-}
-
 /** Makes `root/name`, or the first free of `root/stem-1`, `root/stem-2`, …; `mkdir` itself is the test for free. */
 async function makeFolder(root: string, name: string | undefined, stem: string): Promise<string> {
-  await makeParents(root);
+  await makeFolders(root);
   for (let n = 1; ; n++) {
     const path = resolve(root, name ?? `${stem}-${n}`);
     try {

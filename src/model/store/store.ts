@@ -31,7 +31,7 @@ import {
 } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { ConfigError, FileError, FormatError, nearestOf, PonderaError } from "../../base/errors.ts";
-import { fileError, syncFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
+import { fileError, makeFolders, syncFolder, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
 import { jsonText } from "../../base/json.ts";
 import { acquireLock, LockedError, waitForLock } from "../../base/lock.ts";
 import { ALIASES } from "./aliases.ts";
@@ -191,11 +191,7 @@ export class ModelStore {
    * @throws FileError where a link or a file lies in its place, or it cannot be made
    */
   async folder(...parts: readonly string[]): Promise<string> {
-    try {
-      await mkdir(this.root, { recursive: true });
-    } catch (error) {
-      throw fileError(this.root, "writable", error);
-    }
+    await makeFolders(this.root);
     let path = this.root;
     for (const part of parts) {
       path = join(path, part);
@@ -429,7 +425,7 @@ export class ModelStore {
     const build = async (partial: string) => {
       for (const { path, sha256 } of files) {
         const target = join(partial, ...path.split("/"));
-        await mkdir(dirname(target), { recursive: true });
+        await makeFolders(dirname(target));
         await linkOrCopy(this.blobPath(sha256), target);
       }
     };

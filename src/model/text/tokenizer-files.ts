@@ -1,8 +1,7 @@
 /** What a tokenizer is to the rest of the program, and the two files it is kept in. */
 
-import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { fileError, parseJson, readText, writeFileAtomic } from "../../base/files.ts";
+import { makeFolders, parseJson, readText, writeFileAtomic } from "../../base/files.ts";
 
 export interface EncodeOptions {
   /**
@@ -83,11 +82,7 @@ export function parseTokenizerJson(path: string, text: string): unknown {
 
 /** Makes the folder where it is missing. @throws FileError when it may not be written to */
 export async function writeTokenizerFiles(folder: string, files: TokenizerFiles): Promise<void> {
-  try {
-    await mkdir(folder, { recursive: true });
-  } catch (error) {
-    throw fileError(folder, "writable", error);
-  }
+  await makeFolders(folder);
   const paths = tokenizerPaths(folder);
   await writeFileAtomic(paths.tokenizer, files.tokenizer);
   await writeFileAtomic(paths.config, files.config);

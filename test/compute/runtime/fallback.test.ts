@@ -16,7 +16,13 @@ async function runtimeWithout(...modules: readonly string[]) {
 
 test("without koffi, auto falls back to onnxruntime-node and says why", async () => {
   const Runtime = await runtimeWithout("koffi");
+  const warn = vi.spyOn(process, "emitWarning").mockImplementation(() => {});
   using runtime = await Runtime.create({ threads: 1 });
+  expect(warn).toHaveBeenCalledExactlyOnceWith(
+    expect.stringMatching(/^onnxruntime-node is used.*slower: .*backend ffi/),
+    expect.objectContaining({ code: "PONDERA_FALLBACK", detail: expect.stringContaining("npm ci") }),
+  );
+  warn.mockRestore();
   expect(runtime.backend).toBe("node");
   expect(runtime.fallbackReason).toMatch(/backend ffi/);
   expect(runtime.version).toBe("1.30.0");

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { ConfigError } from "../../../src/base/errors.ts";
 import {
   changedConfig,
+  countdownOptions,
   modelConfig,
   parseRunConfig,
   type RunConfig,
@@ -206,6 +207,23 @@ describe("a configuration changed while its run rests", () => {
     "countdown.game=long",
   ])("may not get %s", (assignment) => {
     expect(() => changedConfig(quick, [assignment])).toThrow(/must stay as it is once a run has begun/);
+  });
+});
+
+describe("the game of a configuration", () => {
+  it("may ask for every number once, and shape length and repetition", () => {
+    const set = [
+      "countdown.use=exactly-once",
+      "countdown.lengthWeight=0.1",
+      "countdown.repetitionWeight=0.2",
+    ];
+    const config = setOptions(quick, set);
+    expect(countdownOptions(config)).toMatchObject({
+      ...{ use: "exactly-once", repetitionWeight: 0.2 },
+      length: { weight: 0.1, maxTokens: config.rl.maxNewTokens },
+    });
+    expect(countdownOptions(quick)).not.toHaveProperty("use");
+    expect(countdownOptions(quick)).toMatchObject({ repetitionWeight: 0, length: { weight: 0 } });
   });
 });
 

@@ -2,7 +2,8 @@
 import { ConfigError, expectKnown } from "../../../base/errors.ts";
 import { Random } from "../../../compute/tensor/random.ts";
 import type { ChatMessage } from "../../../model/text/chat-template.ts";
-import type { Example, Task } from "../task.ts";
+import { cosineLength, repetitionPenalty } from "../rewards.ts";
+import type { Example, Task, WeightedReward } from "../task.ts";
 import { contentKey, type GameOptions, puzzleSource } from "./puzzle.ts";
 import {
   COUNTDOWN_ALPHABET,
@@ -17,7 +18,7 @@ import {
   puzzlePrompt,
 } from "./traces.ts";
 import type { Puzzle } from "./types.ts";
-import { type CountdownRules, countdownRewards } from "./verify.ts";
+import { type CountdownRules, countdownRewards, verifyCountdown } from "./verify.ts";
 import { HIT, MISS } from "./walks.ts";
 
 /**
@@ -48,6 +49,10 @@ export interface CountdownOptions {
   readonly formatWeight?: number;
   /** How often each number is to be used. @default "at-most-once" */
   readonly use?: CountdownRules["use"];
+  /** Weight of {@link repetitionPenalty}, by characters of ten in a row. @default 0 */
+  readonly repetitionWeight?: number;
+  /** Weight of {@link cosineLength}, and the length at which its curves end. @default none */
+  readonly length?: { readonly weight: number; readonly maxTokens: number };
   /** Where the prompts to evaluate on come from. @default "validation" */
   readonly heldOut?: "validation" | "test";
   /** How many of them. @default 1000 */
@@ -55,6 +60,39 @@ export interface CountdownOptions {
   /** How what a base model reads is written. */
   readonly explore?: ExploreOptions;
 }
+
+/** What shapes completions beside being right and well-formed, as the options ask for it. */
+function shaping({
+  use,
+  repetitionWeight = 0,
+  length,
+}: CountdownOptions): Readonly<Record<string, WeightedReward<Puzzle>>> {
+  const rules = use === undefined ? {} : { use };
+  return {
+    ...(repetitionWeight === 0
+      ? {}
+      : {
+          repetition: {
+            weight: repetitionWeight,
+            reward: repetitionPenalty({ unit: "characters", size: REPEATED }),
+          },
+        }),
+    ...(length === undefined || length.weight === 0
+      ? {}
+      : {
+          length: {
+            weight: length.weight,
+            reward: cosineLength<Puzzle>({
+              isCorrect: ({ text }, { row }) => verifyCountdown(row, text, rules).accuracy === 1,
+              maxTokens: length.maxTokens,
+            }),
+          },
+        }),
+  };
+}
+
+/** Characters that are written again: shorter runs, of sums and their results, come back in any search. */
+const REPEATED = 10;
 
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
 const HELD_OUT_SEED = 3;
@@ -146,10 +184,13 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     tokens: COUNTDOWN_TOKENS,
     train: { draw: (random) => puzzleExample(draw(random)) },
     validation: heldOutExamples(game, heldOut, heldOutCount),
-    rewards: countdownRewards({
-      weights: { accuracy: 1, format: formatWeight },
-      ...(use === undefined ? {} : { use }),
-    }),
+    rewards: {
+      ...countdownRewards({
+        weights: { accuracy: 1, format: formatWeight },
+        ...(use === undefined ? {} : { use }),
+      }),
+      ...shaping(options),
+    },
     explore: (random) =>
       random.uniform() < DRILL_SHARE
         ? drill(random, game, options.explore)

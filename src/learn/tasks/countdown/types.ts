@@ -7,4 +7,5 @@ export interface Puzzle {
 }
 
 /** How often each number is to be used. */
-export type NumberUse = "at-most-once" | "exactly-once";
+export const NUMBER_USES = ["at-most-once", "exactly-once"] as const;
+export type NumberUse = (typeof NUMBER_USES)[number];

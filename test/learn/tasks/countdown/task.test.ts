@@ -85,6 +85,25 @@ describe("countdown's judges", () => {
     expect((await judge(strict, answer, { ...example, row })).correct).toBe(false);
   });
 
+  it("may punish repetition and shape length", async () => {
+    const shaped = countdownTask({
+      ...{ heldOutCount: 1, formatWeight: 0, repetitionWeight: 0.5, use: "exactly-once" },
+      length: { weight: 2, maxTokens: 100 },
+    });
+    const judged = async (text: string, tokens: number) => {
+      const { rewards } = await judge(shaped, { ...completion(text), tokens }, example);
+      return rewards;
+    };
+    const right = await judged("<answer>75-(83-18)</answer>", 100);
+    // At its longest a right answer has half of the reward, a wrong one half of the punishment.
+    expect(right).toMatchObject({ accuracy: 1, length: 0.5, repetition: -0 });
+    expect(await judged("<answer>75</answer>", 0)).toMatchObject({ accuracy: 0, length: -1 });
+    const again = await judged("0123456789".repeat(10), 100);
+    // 91 runs of ten, ten of them different.
+    expect(again["repetition"]).toBeCloseTo(-(1 - 10 / 91));
+    expect(Object.keys(task.rewards)).toEqual(["accuracy", "format"]);
+  });
+
   it("know a thought that went back after a failed check", () => {
     const wentBack = (text: string) => task.wentBack!(completion(text), example);
     expect(wentBack("1+2=3✗\n4+5=9✓\n")).toBe(true);
