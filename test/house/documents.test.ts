@@ -134,6 +134,11 @@ describe("README.md", () => {
   it("is short", () => {
     expect(readRootFile("README.md").split("\n").length).toBeLessThan(200);
   });
+
+  it("has a picture of a training run", () => {
+    const [, file] = /!\[[^\]]+\]\((docs\/[^)]+\.svg)\)/.exec(readRootFile("README.md"))!;
+    expect(readRootFile(file!).match(/<polyline/g)).toHaveLength(2);
+  });
 });
 
 describe("the search", () => {
