@@ -4,6 +4,7 @@
  *     node --import jiti/register bench/picture.ts runs/my-run > docs/quick.svg
  */
 
+import { escapeHtml } from "../src/app/report/html.ts";
 import { ConfigError } from "../src/base/errors.ts";
 import { readRun } from "../src/learn/train/run-folder.ts";
 import { isMain } from "./versus.ts";
@@ -26,8 +27,6 @@ const GREY = "#808080";
 /** Steps on either side that a point of the curve is the mean of; each step stays as a dot. */
 const SMOOTH = 3;
 
-const escaped = (text: string): string => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
-
 /** Means over the steps around each. */
 export function smoothed(values: readonly number[]): number[] {
   return values.map((_, i) => {
@@ -40,7 +39,7 @@ function chart({ title, values, range: [low, high], show, color }: Curve, left: 
   const x = (i: number): string => (left + (W * i) / Math.max(1, values.length - 1)).toFixed(1);
   const y = (value: number): string => (TOP + H * (1 - (value - low) / (high - low))).toFixed(1);
   const text = (at: string, content: string, extra = ""): string =>
-    `<text ${at} fill="${GREY}" ${extra}>${escaped(content)}</text>`;
+    `<text ${at} fill="${GREY}" ${extra}>${escapeHtml(content)}</text>`;
   const middle = (low + high) / 2;
   return [
     text(`x="${left}" y="${TOP - 16}"`, title, 'font-weight="bold"'),
@@ -63,9 +62,9 @@ function chart({ title, values, range: [low, high], show, color }: Curve, left: 
 export function picture(heading: string, curves: readonly [Curve, Curve]): string {
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="sans-serif" font-size="12">`,
-    `<title>${escaped(heading)}</title>`,
+    `<title>${escapeHtml(heading)}</title>`,
     ...curves.flatMap((curve, i) => chart(curve, LEFT + i * (W + LEFT + 20))),
-    `<text x="${LEFT}" y="${HEIGHT - 10}" fill="${GREY}">${escaped(heading)}</text>`,
+    `<text x="${LEFT}" y="${HEIGHT - 10}" fill="${GREY}">${escapeHtml(heading)}</text>`,
     "</svg>",
     "",
   ].join("\n");

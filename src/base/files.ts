@@ -34,6 +34,12 @@ export const exists = (path: string): Promise<boolean> =>
     () => false,
   );
 
+const isFolder = (path: string): Promise<boolean> =>
+  stat(path).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+
 /**
  * The typed form of what a file function threw; errors that are already typed, and those that are no file errors, stay as
  * they are.
@@ -63,14 +69,7 @@ export async function makeFolders(path: string): Promise<void> {
     } catch (error) {
       const code = isSystemError(error) ? error.code : undefined;
       // Whatever the code, as a file system that is read-only gives its own for folders that are there.
-      if (
-        code !== "ENOENT" &&
-        (await stat(folder).then(
-          (it) => it.isDirectory(),
-          () => false,
-        ))
-      )
-        return;
+      if (code !== "ENOENT" && (await isFolder(folder))) return;
       const parent = dirname(folder);
       if (code !== "ENOENT" || parent === folder || (await exists(parent))) throw error;
       await make(parent);

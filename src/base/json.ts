@@ -1,4 +1,6 @@
-/** JSON values: what lies where in one, and how one is written. */
+/** JSON values: what lies where in one, what is wrong with one, and how one is written. */
+
+import type { z } from "zod";
 
 /** The value at a path; undefined where there is none. */
 export function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
@@ -7,6 +9,21 @@ export function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
       typeof value === "object" && value !== null ? (value as Record<PropertyKey, unknown>)[key] : undefined,
     root,
   );
+}
+
+/** What of a value breaks a schema, as parts of an error: the first key that does, its rule, and what is there instead. */
+export function schemaFault(
+  where: string,
+  json: unknown,
+  { issues }: z.ZodError,
+): { readonly where: string; readonly rule: string; readonly got: string } {
+  const { path, message } = issues[0]!;
+  const value = valueAt(json, path);
+  return {
+    where: path.length === 0 ? where : `${where}: ${path.map(String).join(".")}`,
+    rule: message,
+    got: value === undefined ? "nothing" : JSON.stringify(value),
+  };
 }
 
 /** A value as the text of a file, indented for a person. */

@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { ConfigError } from "../../base/errors.ts";
-import { valueAt } from "../../base/json.ts";
+import { schemaFault } from "../../base/json.ts";
 
 export const count = z.int("must be a whole number").positive("must be positive");
 export const countOrNone = z.int("must be a whole number").nonnegative("must not be negative");
@@ -101,14 +101,8 @@ const brief = (text: string): string => (text.length > 200 ? `${text.slice(0, 19
 export function parseJson<T>(where: string, json: unknown, schema: z.ZodType<T>): T {
   const parsed = schema.safeParse(json);
   if (parsed.success) return parsed.data;
-  const issue = parsed.error.issues[0];
-  const path = issue?.path ?? [];
-  const value = valueAt(json, path);
-  throw new ConfigError({
-    where: path.length === 0 ? where : `${where}: ${path.map(String).join(".")}`,
-    rule: issue?.message ?? "must describe a model",
-    got: value === undefined ? "nothing" : brief(JSON.stringify(value)),
-  });
+  const fault = schemaFault(where, json, parsed.error);
+  throw new ConfigError({ ...fault, got: brief(fault.got) });
 }
 
 /** Keys of a document that a schema does not know. */

@@ -9,7 +9,7 @@ import { isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { FileError, FormatError } from "../../base/errors.ts";
 import { exists, readJson, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
-import { jsonText, valueAt } from "../../base/json.ts";
+import { jsonText, schemaFault } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sameShape } from "../../compute/tensor/shape.ts";
 import { type AdapterConfig, adapterNames, mergeAdapter } from "../arch/adapters.ts";
@@ -82,13 +82,7 @@ async function readAs<T>(file: string, schema: z.ZodType<T>): Promise<T> {
   const json = await readJson(file);
   const parsed = schema.safeParse(json);
   if (parsed.success) return parsed.data;
-  const { path, message } = parsed.error.issues[0]!;
-  const value = valueAt(json, path);
-  throw new FormatError({
-    where: path.length === 0 ? file : `${file}: ${path.map(String).join(".")}`,
-    rule: message,
-    got: value === undefined ? "nothing" : JSON.stringify(value),
-  });
+  throw new FormatError(schemaFault(file, json, parsed.error));
 }
 
 const readConfig = (folder: string) => readAs(adapterPaths(folder).config, Config);

@@ -71,16 +71,16 @@ export class Sampler {
     let largest = logits[offset + best]!;
     for (let id = T; id < V; id++) largest = Math.max(largest, logits[offset + id]!);
     const scale = temperature === 0 ? 1 : 1 / temperature;
-    const massOf = (id: number): number => Math.exp((logits[offset + id]! - largest) * scale);
+    const above = (id: number): number => (logits[offset + id]! - largest) * scale;
     let kept = 0;
     for (let id = 0; id < T; id++) {
-      const m = massOf(id);
+      const m = Math.exp(above(id));
       mass[id] = m;
       kept += m;
     }
     let total = kept;
-    for (let id = T; id < V; id++) total += massOf(id);
-    const logpOf = (id: number): number => (logits[offset + id]! - largest) * scale - Math.log(total);
+    for (let id = T; id < V; id++) total += Math.exp(above(id));
+    const logpOf = (id: number): number => above(id) - Math.log(total);
     if (temperature === 0) return { id: best, logp: logpOf(best) };
 
     if (this.#filters) kept = this.#filter(kept);

@@ -11,7 +11,14 @@ import { z } from "zod";
 import { FormatError, PonderaError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
 import { HttpError, isTransient, networkError } from "./http-error.ts";
-import { Connections, type Environment, type ProxyServer, proxyRefusal, requestFor } from "./proxy.ts";
+import {
+  Connections,
+  type Environment,
+  type ProxyServer,
+  proxyRefusal,
+  proxyRemedy,
+  requestFor,
+} from "./proxy.ts";
 
 /** How long to be patient. */
 export interface Patience {
@@ -74,7 +81,7 @@ function unanswered(url: URL, proxy: ProxyServer | undefined) {
   return {
     where: `${shownUrl(url)} through proxy ${proxy.url.host}`,
     rule: "must answer",
-    remedy: `Check ${proxy.variable}; NO_PROXY names hosts to reach directly`,
+    remedy: proxyRemedy(proxy),
   };
 }
 

@@ -102,6 +102,10 @@ function proxyHeaders(proxy: URL): Record<string, string> {
   return { "proxy-authorization": `Basic ${Buffer.from(user).toString("base64")}` };
 }
 
+/** What to do where nothing comes through a proxy. */
+export const proxyRemedy = ({ variable }: ProxyServer): string =>
+  `Check ${variable}; NO_PROXY names hosts to reach directly`;
+
 /** Where a proxy listens, as options of a request to it. */
 function proxyAddress(proxy: URL): RequestOptions & Pick<ConnectionOptions, "servername"> {
   const host = hostOf(proxy);
@@ -148,7 +152,7 @@ function openTunnel(proxy: ProxyServer, host: string, port: number, options: Tun
   const parts = {
     where: `proxy ${proxy.url.host}`,
     rule: `must ${duty}`,
-    remedy: `Check ${proxy.variable}; NO_PROXY names hosts to reach directly`,
+    remedy: proxyRemedy(proxy),
   };
   return new Promise((resolve, reject) => {
     const request = requestFor(proxy.url.protocol)({

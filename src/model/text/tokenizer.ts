@@ -6,7 +6,7 @@
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
-import { valueAt } from "../../base/json.ts";
+import { schemaFault } from "../../base/json.ts";
 import { isControl } from "./added-tokens.ts";
 import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import { asCharacterTokenizer } from "./character-tokenizer.ts";
@@ -157,14 +157,7 @@ const WithIds = z.object(
 /** @throws FormatError when an added token is no text, or an id no number, or larger than any vocabulary */
 function checkTokens(path: string, json: unknown): asserts json is object {
   const parsed = WithIds.safeParse(json);
-  if (!parsed.success) {
-    const { path: key, message } = parsed.error.issues[0]!;
-    throw new FormatError({
-      where: key.length === 0 ? path : `${path}: ${key.join(".")}`,
-      rule: message,
-      got: JSON.stringify(valueAt(json, key)) ?? "nothing",
-    });
-  }
+  if (!parsed.success) throw new FormatError(schemaFault(path, json, parsed.error));
   const { added_tokens, model } = parsed.data;
   const mute = added_tokens.find(({ content }) => typeof content !== "string");
   if (mute !== undefined) {

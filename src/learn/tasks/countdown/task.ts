@@ -61,38 +61,28 @@ export interface CountdownOptions {
   readonly explore?: ExploreOptions;
 }
 
-/** What shapes completions beside being right and well-formed, as the options ask for it. */
-function shaping({
-  use,
-  repetitionWeight = 0,
-  length,
-}: CountdownOptions): Readonly<Record<string, WeightedReward<Puzzle>>> {
-  const rules = use === undefined ? {} : { use };
-  return {
-    ...(repetitionWeight === 0
-      ? {}
-      : {
-          repetition: {
-            weight: repetitionWeight,
-            reward: repetitionPenalty({ unit: "characters", size: REPEATED }),
-          },
-        }),
-    ...(length === undefined || length.weight === 0
-      ? {}
-      : {
-          length: {
-            weight: length.weight,
-            reward: cosineLength<Puzzle>({
-              isCorrect: ({ text }, { row }) => verifyCountdown(row, text, rules).accuracy === 1,
-              maxTokens: length.maxTokens,
-            }),
-          },
-        }),
-  };
-}
-
 /** Characters that are written again: shorter runs, of sums and their results, come back in any search. */
 const REPEATED = 10;
+
+/** What shapes completions beside being right and well-formed: what has a weight. */
+function shaping(
+  rules: CountdownRules,
+  { repetitionWeight = 0, length }: CountdownOptions,
+): Readonly<Record<string, WeightedReward<Puzzle>>> {
+  const rewards: Record<string, WeightedReward<Puzzle>> = {};
+  if (repetitionWeight !== 0) {
+    const reward = repetitionPenalty({ unit: "characters", size: REPEATED });
+    rewards["repetition"] = { weight: repetitionWeight, reward };
+  }
+  if (length !== undefined && length.weight !== 0) {
+    const reward = cosineLength<Puzzle>({
+      isCorrect: ({ text }, { row }) => verifyCountdown(row, text, rules).accuracy === 1,
+      maxTokens: length.maxTokens,
+    });
+    rewards["length"] = { weight: length.weight, reward };
+  }
+  return rewards;
+}
 
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
 const HELD_OUT_SEED = 3;
@@ -174,6 +164,10 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   const game = COUNTDOWN_GAMES[name];
   const drawAny = puzzleSource(game);
   const drawHarder = puzzleSource({ ...game, needs: "times-or-divide" });
+  const rules: CountdownRules = {
+    weights: { accuracy: 1, format: formatWeight },
+    ...(use === undefined ? {} : { use }),
+  };
   const allHard = "needs" in game && game.needs === "times-or-divide";
   const draw = (random: Random): Puzzle =>
     (!allHard && random.uniform() < HARDER_SHARE ? drawHarder : drawAny)(random);
@@ -184,13 +178,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     tokens: COUNTDOWN_TOKENS,
     train: { draw: (random) => puzzleExample(draw(random)) },
     validation: heldOutExamples(game, heldOut, heldOutCount),
-    rewards: {
-      ...countdownRewards({
-        weights: { accuracy: 1, format: formatWeight },
-        ...(use === undefined ? {} : { use }),
-      }),
-      ...shaping(options),
-    },
+    rewards: { ...countdownRewards(rules), ...shaping(rules, options) },
     explore: (random) =>
       random.uniform() < DRILL_SHARE
         ? drill(random, game, options.explore)
