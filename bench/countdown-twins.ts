@@ -29,7 +29,8 @@ import { compact, percent } from "../src/app/format.ts";
 import { ConfigError, invariant, PonderaError } from "../src/base/errors.ts";
 import { evaluate } from "../src/learn/eval/evaluate.ts";
 import { clusteredInterval } from "../src/learn/eval/statistics.ts";
-import type { EvalSummary, RunResult, StepMetrics } from "../src/learn/records/records.ts";
+import type { EvalSummary, RunResult, StepMetrics } from "../src/learn/runs/records.ts";
+import { findRun, readRun } from "../src/learn/runs/run-folder.ts";
 import {
   type CountdownGame,
   type CountdownOptions,
@@ -39,7 +40,6 @@ import type { Puzzle } from "../src/learn/tasks/countdown/types.ts";
 import type { Task } from "../src/learn/tasks/task.ts";
 import { countdownOptions, parseRunConfig, type RunConfig } from "../src/learn/train/config.ts";
 import { PRESETS, type Preset, type PresetName } from "../src/learn/train/presets.ts";
-import { findRun, readRun } from "../src/learn/train/run-folder.ts";
 import { loadStoredModel } from "../src/model/checkpoint/load.ts";
 import { exploredOn, withoutThoughts } from "./no-thought.ts";
 import { textStepSeconds, trainTimed, workSeconds } from "./timed-run.ts";

@@ -12,9 +12,9 @@
 import { Runtime } from "../src/compute/runtime/runtime.ts";
 import type { HostArray } from "../src/compute/tensor/host.ts";
 import { Random } from "../src/compute/tensor/random.ts";
-import { CROSS_ENTROPY } from "../src/learn/train/losses.ts";
-import { packAll } from "../src/learn/train/pack.ts";
-import { Trainer } from "../src/learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../src/learn/losses/cross-entropy.ts";
+import { packAll } from "../src/learn/optim/pack.ts";
+import { Trainer } from "../src/learn/optim/trainer.ts";
 import type { DeepseekV3Config } from "../src/model/arch/deepseek-v3.ts";
 import { initializeModel, modelParameters } from "../src/model/arch/models.ts";
 import { Engine } from "../src/model/engine/engine.ts";

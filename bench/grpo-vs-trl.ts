@@ -15,12 +15,12 @@ import { type ShapeOptions, shapeLine, shapeOf, withShape } from "../src/app/cli
 import { invariant } from "../src/base/errors.ts";
 import { Runtime } from "../src/compute/runtime/runtime.ts";
 import { Random } from "../src/compute/tensor/random.ts";
+import { Trainer } from "../src/learn/optim/trainer.ts";
 import type { Task } from "../src/learn/tasks/task.ts";
 import type { PolicyStageConfig } from "../src/learn/train/config.ts";
 import { rowLengthsFor } from "../src/learn/train/policy-batch.ts";
 import { policyStep } from "../src/learn/train/policy-stage.ts";
 import { PRESETS } from "../src/learn/train/presets.ts";
-import { Trainer } from "../src/learn/train/trainer.ts";
 import { Engine } from "../src/model/engine/engine.ts";
 import { encodePrompt } from "../src/model/engine/text.ts";
 import type { Tokenizer } from "../src/model/text/tokenizer.ts";

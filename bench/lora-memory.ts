@@ -15,13 +15,13 @@ import { ConfigError, expectKnown } from "../src/base/errors.ts";
 import { Runtime } from "../src/compute/runtime/runtime.ts";
 import { f32, type HostArray } from "../src/compute/tensor/host.ts";
 import { Random } from "../src/compute/tensor/random.ts";
+import { policyLoss } from "../src/learn/losses/grpo.ts";
+import { packAll, type TrainingSequence } from "../src/learn/optim/pack.ts";
+import { Scorer } from "../src/learn/optim/score.ts";
+import { Trainer } from "../src/learn/optim/trainer.ts";
 import { trainedConfig } from "../src/learn/train/base-model.ts";
 import { withLora } from "../src/learn/train/config.ts";
-import { policyLoss } from "../src/learn/train/losses.ts";
-import { packAll, type TrainingSequence } from "../src/learn/train/pack.ts";
 import { PRESETS } from "../src/learn/train/presets.ts";
-import { Scorer } from "../src/learn/train/score.ts";
-import { Trainer } from "../src/learn/train/trainer.ts";
 import { freshWeights } from "../src/model/arch/architecture.ts";
 import type { LlamaConfig } from "../src/model/arch/llama.ts";
 import {

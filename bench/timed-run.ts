@@ -10,11 +10,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { measured } from "../src/app/bench/measure.ts";
 import { writeReport } from "../src/app/report/report.ts";
-import type { StepMetrics } from "../src/learn/records/records.ts";
+import type { StepMetrics } from "../src/learn/runs/records.ts";
+import { readRun } from "../src/learn/runs/run-folder.ts";
 import type { Task } from "../src/learn/tasks/task.ts";
 import { parseRunConfig, type RunConfig } from "../src/learn/train/config.ts";
 import { resumeRun, startRun } from "../src/learn/train/run.ts";
-import { readRun } from "../src/learn/train/run-folder.ts";
 import type { RunObserver, RunOutcome } from "../src/learn/train/training.ts";
 
 /** Steps measured for the time of one, and how many of the first are left out: programs are built in them. */

@@ -93,7 +93,8 @@ export type {
   SampleRecord,
   Stage,
   StepMetrics,
-} from "./learn/records/records.ts";
+} from "./learn/runs/records.ts";
+export { findRun, listRuns, type RunManifest, type RunView, readRun } from "./learn/runs/run-folder.ts";
 export type { BasePlace } from "./learn/train/base-model.ts";
 export {
   parseRunConfig,
@@ -106,7 +107,6 @@ export {
 } from "./learn/train/config.ts";
 export { PRESETS, type Preset, type PresetName, presetNamed } from "./learn/train/presets.ts";
 export { type ResumeOptions, resumeRun, type StartOptions, startRun } from "./learn/train/run.ts";
-export { findRun, listRuns, type RunManifest, type RunView, readRun } from "./learn/train/run-folder.ts";
 export type { RunFacts, RunObserver, RunOptions, RunOutcome } from "./learn/train/training.ts";
 
 // Measuring it: how often it is right, and how sure that is.

@@ -1,6 +1,6 @@
 /** Numbers as people read them; shared by the terminal and the report. */
 
-import type { Stage } from "../learn/records/records.ts";
+import type { Stage } from "../learn/runs/records.ts";
 
 const nbsp = "\u00a0";
 

@@ -2,9 +2,9 @@
 
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { causalKeys, trainFlops } from "../../learn/cost/flops.ts";
-import { CROSS_ENTROPY } from "../../learn/train/losses.ts";
-import { packAll } from "../../learn/train/pack.ts";
-import { Trainer } from "../../learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../../learn/losses/cross-entropy.ts";
+import { packAll } from "../../learn/optim/pack.ts";
+import { Trainer } from "../../learn/optim/trainer.ts";
 import { benchModel, type ModelShape, randomIds } from "./model.ts";
 
 export interface TrainBenchOptions {

@@ -6,7 +6,7 @@
 
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
-import type { RunResult, SampleRecord, StepMetrics } from "../../learn/records/records.ts";
+import type { RunResult, SampleRecord, StepMetrics } from "../../learn/runs/records.ts";
 import type { RunFacts } from "../../learn/train/training.ts";
 import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";

@@ -5,6 +5,7 @@
 
 import { z } from "zod";
 import { Random } from "../../compute/tensor/random.ts";
+import { type RunView, readSamples } from "../../learn/runs/run-folder.ts";
 import { puzzleSource } from "../../learn/tasks/countdown/puzzle.ts";
 import { solve } from "../../learn/tasks/countdown/solve.ts";
 import { COUNTDOWN_GAMES, type CountdownGame } from "../../learn/tasks/countdown/task.ts";
@@ -14,7 +15,6 @@ import { verifyCountdown } from "../../learn/tasks/countdown/verify.ts";
 import { MISS } from "../../learn/tasks/countdown/walks.ts";
 import { judge } from "../../learn/tasks/judge.ts";
 import type { Judged, Task } from "../../learn/tasks/task.ts";
-import { type RunView, readSamples } from "../../learn/train/run-folder.ts";
 import { openNamedTask } from "./task.ts";
 
 /** What can be said of an answer without asking the model. */

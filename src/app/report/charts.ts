@@ -1,6 +1,6 @@
 /** Which curves the report draws, as plain data that the page's script turns into plots. */
 
-import type { RolloutMetrics, StepMetrics } from "../../learn/records/records.ts";
+import type { RolloutMetrics, StepMetrics } from "../../learn/runs/records.ts";
 import { stageName } from "../format.ts";
 
 /** A CSS variable of the page's style, so that light and dark each pick their own. */

@@ -3,7 +3,7 @@
 import type { TokenEngine } from "../../model/engine/engine.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
-import type { CompletionRecord, EvalSummary } from "../records/records.ts";
+import type { CompletionRecord, EvalSummary } from "../runs/records.ts";
 import { type Judgement, judge } from "../tasks/judge.ts";
 import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Example, Judged, Task } from "../tasks/task.ts";

@@ -4,7 +4,7 @@
  */
 
 import { ConfigError } from "../../base/errors.ts";
-import type { EvalSummary } from "../records/records.ts";
+import type { EvalSummary } from "../runs/records.ts";
 
 /** The 97.5th percentile of the standard normal: two-sided 95 %. */
 const Z95 = 1.959963984540054;

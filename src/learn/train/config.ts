@@ -8,11 +8,11 @@ import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { valueAt } from "../../base/json.ts";
 import { ADAPTER_TARGETS, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
+import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "../losses/grpo.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
 import { NUMBER_USES } from "../tasks/countdown/types.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
-import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "./losses.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
 const countOrNone = z.int("must be a whole number").min(0, "must be at least 0");

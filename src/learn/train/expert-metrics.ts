@@ -1,7 +1,7 @@
 /** What a step's record says of its experts. */
 
-import type { ExpertMetrics } from "../records/records.ts";
-import type { ExpertLoads } from "./trainer.ts";
+import type { ExpertLoads } from "../optim/trainer.ts";
+import type { ExpertMetrics } from "../runs/records.ts";
 
 /**
  * Loads of all updates of a step together.

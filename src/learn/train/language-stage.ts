@@ -5,15 +5,15 @@ import { Random } from "../../compute/tensor/random.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, causalKeys, trainFlops } from "../cost/flops.ts";
+import { CROSS_ENTROPY } from "../losses/cross-entropy.ts";
+import { bestFit, layOut, type PackedBatch, type TrainingSequence } from "../optim/pack.ts";
 import { scheduleFactor } from "../optim/schedule.ts";
-import type { ExpertMetrics } from "../records/records.ts";
+import type { Rates, Trainer } from "../optim/trainer.ts";
+import type { ExpertMetrics } from "../runs/records.ts";
 import { asText, type PromptWriter } from "../tasks/prompts.ts";
 import type { Trace } from "../tasks/task.ts";
 import type { LanguageStageConfig } from "./config.ts";
 import { expertMetrics } from "./expert-metrics.ts";
-import { CROSS_ENTROPY } from "./losses.ts";
-import { bestFit, layOut, type PackedBatch, type TrainingSequence } from "./pack.ts";
-import type { Rates, Trainer } from "./trainer.ts";
 
 /** How much of a batch the drawn texts fill before they are packed. */
 const FILL = 0.97;

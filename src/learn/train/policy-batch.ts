@@ -1,9 +1,9 @@
 /** From judged groups to packed batches: advantages, normalisation, mini-batches. Pure host functions. */
 
 import type { Random } from "../../compute/tensor/random.ts";
-import { advantages, lossWeights } from "./advantage.ts";
+import { advantages, lossWeights } from "../losses/advantage.ts";
+import type { TrainingSequence } from "../optim/pack.ts";
 import type { PolicyStageConfig } from "./config.ts";
-import type { TrainingSequence } from "./pack.ts";
 import type { Group, Sample } from "./rollout.ts";
 
 /** What the normalisation and the loss depend on. */

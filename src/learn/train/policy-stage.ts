@@ -6,20 +6,20 @@ import { Random } from "../../compute/tensor/random.ts";
 import type { Engine } from "../../model/engine/engine.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, causalKeys, forwardFlops } from "../cost/flops.ts";
-import type { RolloutMetrics } from "../records/records.ts";
+import { policyLoss } from "../losses/grpo.ts";
+import { type PackedBatch, packInto } from "../optim/pack.ts";
+import type { Scorer } from "../optim/score.ts";
+import { addStatistics, type ExpertLoads, type Statistics, type Trainer } from "../optim/trainer.ts";
+import type { RolloutMetrics } from "../runs/records.ts";
 import type { PromptWriter } from "../tasks/prompts.ts";
 import type { Task } from "../tasks/task.ts";
 import type { PolicyStageConfig } from "./config.ts";
 import { expertMetrics } from "./expert-metrics.ts";
 import { FORWARDS, matrixRate, ratesAt, type StepOutcome, trainingFlops } from "./language-stage.ts";
-import { policyLoss } from "./losses.ts";
-import { type PackedBatch, packInto } from "./pack.ts";
 import { miniBatches } from "./policy-batch.ts";
 import { type Group, rollOut } from "./rollout.ts";
 import { rolloutMetrics } from "./rollout-metrics.ts";
-import type { Scorer } from "./score.ts";
 import { STREAMS } from "./streams.ts";
-import { addStatistics, type ExpertLoads, type Statistics, type Trainer } from "./trainer.ts";
 
 /** A frozen policy that the KL term pulls towards. */
 export interface Reference {

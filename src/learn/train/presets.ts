@@ -5,8 +5,8 @@
 
 import { availableParallelism } from "node:os";
 import { expectKnown } from "../../base/errors.ts";
+import { OPTIMIZER_DEFAULTS } from "../optim/trainer.ts";
 import { type FreshRunConfig, type RunConfig, sizesOf } from "./config.ts";
-import { OPTIMIZER_DEFAULTS } from "./trainer.ts";
 
 export interface Preset {
   /** One line, for help. */

@@ -1,8 +1,8 @@
 /** What a step's record says of its rollout. Pure arithmetic over judged groups and the trainer's sums. */
 
-import type { RolloutMetrics, Spread } from "../records/records.ts";
+import type { Statistics } from "../optim/trainer.ts";
+import type { RolloutMetrics, Spread } from "../runs/records.ts";
 import { type Group, isEqual, type Sample } from "./rollout.ts";
-import type { Statistics } from "./trainer.ts";
 
 const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
 

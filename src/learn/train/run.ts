@@ -4,11 +4,11 @@ import { cpus } from "node:os";
 import { ConfigError, TaskError } from "../../base/errors.ts";
 import { packageVersion } from "../../base/version.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
+import { RunFolder, type RunManifest, readRun } from "../runs/run-folder.ts";
 import type { Task } from "../tasks/task.ts";
 import { type BasePlace, openBaseModel, reopenBaseModel } from "./base-model.ts";
 import { changedConfig, parseRunConfig, type RunConfig } from "./config.ts";
 import { checkBase } from "./prompt-room.ts";
-import { RunFolder, type RunManifest, readRun } from "./run-folder.ts";
 import { type RunOptions, type RunOutcome, Training } from "./training.ts";
 
 export interface StartOptions<Row> extends RunOptions {

@@ -29,6 +29,8 @@ import { type CostSizes, costSizes } from "../cost/flops.ts";
 import { ledger } from "../cost/ledger.ts";
 import { measureMatmulPeak } from "../cost/peak.ts";
 import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
+import { Scorer } from "../optim/score.ts";
+import { Trainer } from "../optim/trainer.ts";
 import type {
   CompletionRecord,
   EvalSummary,
@@ -36,7 +38,9 @@ import type {
   SampleRecord,
   Stage,
   StepMetrics,
-} from "../records/records.ts";
+} from "../runs/records.ts";
+import type { Checkpoint, RunFolder } from "../runs/run-folder.ts";
+import { FRESH, parseRunState, type RunState } from "../runs/run-state.ts";
 import type { PromptWriter } from "../tasks/prompts.ts";
 import { softOverlong } from "../tasks/rewards.ts";
 import type { Task } from "../tasks/task.ts";
@@ -47,11 +51,7 @@ import { rowLengthsFor } from "./policy-batch.ts";
 import { policyStep, type Reference } from "./policy-stage.ts";
 import { longestPrompt, writerFor } from "./prompt-room.ts";
 import type { Group } from "./rollout.ts";
-import type { Checkpoint, RunFolder } from "./run-folder.ts";
-import { FRESH, parseRunState, type RunState } from "./run-state.ts";
-import { Scorer } from "./score.ts";
 import { STREAMS } from "./streams.ts";
-import { Trainer } from "./trainer.ts";
 
 /** What is known before the first step. */
 export interface RunFacts {

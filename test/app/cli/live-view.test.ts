@@ -14,7 +14,7 @@ import {
 } from "../../../src/app/cli/live-view.ts";
 import { columnsOf } from "../../../src/app/cli/text.ts";
 import type { RunFacts } from "../../../src/learn/train/training.ts";
-import { pretrainStep, result, sample, step } from "../../learn/train/synthetic.ts";
+import { pretrainStep, result, sample, step } from "../../learn/runs/synthetic.ts";
 
 const plain = picocolors.createColors(false);
 const painted = picocolors.createColors(true);

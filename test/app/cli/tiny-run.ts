@@ -1,9 +1,9 @@
 /** Runs and models on disk for commands to work on. */
 
 import { join } from "node:path";
-import { RunFolder } from "../../../src/learn/train/run-folder.ts";
+import { RunFolder } from "../../../src/learn/runs/run-folder.ts";
 import { saveModelFolder } from "../../../src/model/checkpoint/folder.ts";
-import { result, sample } from "../../learn/train/synthetic.ts";
+import { result, sample } from "../../learn/runs/synthetic.ts";
 import type { TinyModel } from "../../model/tiny-model.ts";
 
 export interface TinyRun {

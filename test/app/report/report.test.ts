@@ -9,8 +9,8 @@ import { type Chart, healthCharts, mainChart, smooth } from "../../../src/app/re
 import { embedJson, escapeHtml, html, raw } from "../../../src/app/report/html.ts";
 import { SCRIPT } from "../../../src/app/report/page.ts";
 import { loadAssets, renderReport, writeReport } from "../../../src/app/report/report.ts";
-import { RunFolder, type RunView } from "../../../src/learn/train/run-folder.ts";
-import { pretrainStep, result, sample, step } from "../../learn/train/synthetic.ts";
+import { RunFolder, type RunView } from "../../../src/learn/runs/run-folder.ts";
+import { pretrainStep, result, sample, step } from "../../learn/runs/synthetic.ts";
 
 const metrics = [
   ...Array.from({ length: 4 }, (_, i) => pretrainStep(i, 4)),

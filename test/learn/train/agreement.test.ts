@@ -3,11 +3,11 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { lossWeights } from "../../../src/learn/train/advantage.ts";
-import { policyLoss } from "../../../src/learn/train/losses.ts";
-import { type PackedBatch, packAll, type TrainingSequence } from "../../../src/learn/train/pack.ts";
-import { Scorer } from "../../../src/learn/train/score.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { lossWeights } from "../../../src/learn/losses/advantage.ts";
+import { policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { type PackedBatch, packAll, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import { Scorer } from "../../../src/learn/optim/score.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
 import { createEngine } from "../../compute/harness.ts";

@@ -1,8 +1,8 @@
 /** A model and batches for tests of training, from a seed. */
 
 import { Random } from "../../../src/compute/tensor/random.ts";
-import type { PolicyLossName } from "../../../src/learn/train/losses.ts";
-import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import type { PolicyLossName } from "../../../src/learn/losses/grpo.ts";
+import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
 
 /** Small enough that every weight can be moved by itself. */

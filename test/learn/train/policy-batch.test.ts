@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { POLICY_LOSSES, policyLoss } from "../../../src/learn/train/losses.ts";
-import { packInto, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { packInto, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { miniBatches, type PolicyObjective, rowLengthsFor } from "../../../src/learn/train/policy-batch.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { initializeLlama } from "../../../src/model/arch/llama.ts";
 import { POLICY_SCALARS } from "./batches.ts";
 import { type MadeSample, madeGroup } from "./rollouts.ts";

@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { causalKeys, forwardFlops } from "../../../src/learn/cost/flops.ts";
+import { Scorer } from "../../../src/learn/optim/score.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import type { Task } from "../../../src/learn/tasks/task.ts";
 import type { PolicyStageConfig } from "../../../src/learn/train/config.ts";
 import {
@@ -9,8 +11,6 @@ import {
   type Reference,
   rolloutFlops,
 } from "../../../src/learn/train/policy-stage.ts";
-import { Scorer } from "../../../src/learn/train/score.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
 import { initializeLlama, type LlamaConfig } from "../../../src/model/arch/llama.ts";
 import { Engine } from "../../../src/model/engine/engine.ts";
 import { deviceWeights } from "../../../src/model/engine/weights.ts";

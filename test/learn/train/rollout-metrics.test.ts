@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
+import type { Statistics } from "../../../src/learn/optim/trainer.ts";
+import { addStatistics } from "../../../src/learn/optim/trainer.ts";
 import { rolloutMetrics } from "../../../src/learn/train/rollout-metrics.ts";
-import type { Statistics } from "../../../src/learn/train/trainer.ts";
-import { addStatistics } from "../../../src/learn/train/trainer.ts";
 import { madeGroup } from "./rollouts.ts";
 
 const none = (): Statistics => ({ loss: 0, sums: {}, maxima: {} });

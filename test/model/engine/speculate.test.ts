@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConfigError, NumericError } from "../../../src/base/errors.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
-import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeModel, type ModelConfig } from "../../../src/model/arch/models.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { type Completion, Engine, type WeightTensors } from "../../../src/model/engine/engine.ts";

@@ -3,7 +3,7 @@ import { ConfigError, NumericError } from "../../../src/base/errors.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import type { HostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { Scorer } from "../../../src/learn/train/score.ts";
+import { Scorer } from "../../../src/learn/optim/score.ts";
 import { initializeModel, type ModelConfig } from "../../../src/model/arch/models.ts";
 import { loadModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { TokenScorer, type TokenScorerOptions } from "../../../src/model/engine/token-scorer.ts";

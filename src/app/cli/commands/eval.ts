@@ -7,7 +7,7 @@ import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
 import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
-import type { EvalSummary } from "../../../learn/records/records.ts";
+import type { EvalSummary } from "../../../learn/runs/records.ts";
 import { splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, puzzleExample } from "../../../learn/tasks/countdown/task.ts";
 import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";

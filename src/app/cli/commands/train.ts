@@ -4,6 +4,8 @@ import { availableParallelism } from "node:os";
 import { relative } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
+import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/losses/grpo.ts";
+import { findRun } from "../../../learn/runs/run-folder.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
 import type { Task } from "../../../learn/tasks/task.ts";
 import {
@@ -15,10 +17,8 @@ import {
   withLora,
   withLoss,
 } from "../../../learn/train/config.ts";
-import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/train/losses.ts";
 import { PRESETS, type PresetName, TUNE_PRESET } from "../../../learn/train/presets.ts";
 import { resumeRun, startRun } from "../../../learn/train/run.ts";
-import { findRun } from "../../../learn/train/run-folder.ts";
 import type { RunOptions, RunOutcome } from "../../../learn/train/training.ts";
 import { writeReport } from "../../report/report.ts";
 import { wholeNumber } from "../arguments.ts";

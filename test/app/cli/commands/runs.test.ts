@@ -2,8 +2,8 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import { RunFolder } from "../../../../src/learn/train/run-folder.ts";
-import { pretrainStep, result, step } from "../../../learn/train/synthetic.ts";
+import { RunFolder } from "../../../../src/learn/runs/run-folder.ts";
+import { pretrainStep, result, step } from "../../../learn/runs/synthetic.ts";
 import { pondera } from "../harness.ts";
 
 let root: string;

@@ -7,9 +7,9 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { configFor } from "../../../../src/app/cli/commands/train.ts";
-import type { RunResult } from "../../../../src/learn/records/records.ts";
+import type { RunResult } from "../../../../src/learn/runs/records.ts";
+import { readRun } from "../../../../src/learn/runs/run-folder.ts";
 import { PRESETS } from "../../../../src/learn/train/presets.ts";
-import { readRun } from "../../../../src/learn/train/run-folder.ts";
 import { pondera } from "../harness.ts";
 
 let root: string;

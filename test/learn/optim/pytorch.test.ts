@@ -3,10 +3,10 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
 import { scheduleFactor } from "../../../src/learn/optim/schedule.ts";
-import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
-import type { PackedBatch } from "../../../src/learn/train/pack.ts";
-import { type OptimizerOptions, Trainer } from "../../../src/learn/train/trainer.ts";
+import { type OptimizerOptions, Trainer } from "../../../src/learn/optim/trainer.ts";
 import { loadModelWeights, type ModelWeights } from "../../../src/model/checkpoint/folder.ts";
 import { readSafetensors } from "../../../src/model/checkpoint/safetensors.ts";
 import { toF32 } from "../../../src/model/checkpoint/widen.ts";

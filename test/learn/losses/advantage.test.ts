@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/train/advantage.ts";
+import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/losses/advantage.ts";
 import { readFixture, type StoredArray } from "../../fixture.ts";
 
 interface TrlCase {

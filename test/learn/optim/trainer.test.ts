@@ -8,13 +8,15 @@ import { collectGarbage } from "../../../src/compute/runtime/memory.ts";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { CROSS_ENTROPY, type Loss, POLICY_LOSSES, policyLoss } from "../../../src/learn/train/losses.ts";
-import type { PackedBatch } from "../../../src/learn/train/pack.ts";
-import { fromLogits } from "../../../src/learn/train/predictions.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
+import type { Loss } from "../../../src/learn/losses/loss.ts";
+import { fromLogits } from "../../../src/learn/losses/predictions.ts";
+import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeLlama, llamaTrain } from "../../../src/model/arch/llama.ts";
 import { createEngine, expectAllClose, specsOf, type Tolerance } from "../../compute/harness.ts";
-import { batchOf, POLICY_SCALARS, policySequences, randomSequences, SMALL } from "./batches.ts";
+import { batchOf, POLICY_SCALARS, policySequences, randomSequences, SMALL } from "../train/batches.ts";
 
 const RATES = { adamW: 0.01, muon: 0.02 };
 

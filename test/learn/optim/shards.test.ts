@@ -1,12 +1,12 @@
 import { describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
-import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
-import type { PackedBatch } from "../../../src/learn/train/pack.ts";
-import { Scorer } from "../../../src/learn/train/score.ts";
-import { divideRows, eachShard, shardsOf, threadsOfShard } from "../../../src/learn/train/shards.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import { Scorer } from "../../../src/learn/optim/score.ts";
+import { divideRows, eachShard, shardsOf, threadsOfShard } from "../../../src/learn/optim/shards.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeLlama } from "../../../src/model/arch/llama.ts";
-import { batchOf, randomSequences, SMALL } from "./batches.ts";
+import { batchOf, randomSequences, SMALL } from "../train/batches.ts";
 
 const LENGTHS = [6, 3, 8, 2, 5];
 const sequences = randomSequences(1, LENGTHS, SMALL.vocabSize);

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { type PackedBatch, packInto, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import { type PackedBatch, packInto, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
 
 /** A sequence whose tokens tell which it is. */
 const sequence = (length: number, id: number): TrainingSequence => ({

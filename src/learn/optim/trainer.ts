@@ -19,11 +19,12 @@ import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { type Shape, sameShape, type TensorSpec } from "../../compute/tensor/shape.ts";
 import type { ParameterSpec, TrainOutputs } from "../../model/arch/architecture.ts";
 import { architectureOf, type ModelConfig, modelParameters, weightSpecs } from "../../model/arch/models.ts";
-import { adamW, clipFactor, globalNorm, muon } from "../optim/update.ts";
-import { batchSpecs, draftLoss, type Loss } from "./losses.ts";
+import { draftLoss } from "../losses/cross-entropy.ts";
+import { batchSpecs, type Loss } from "../losses/loss.ts";
+import { fromHidden } from "../losses/predictions.ts";
 import type { PackedBatch } from "./pack.ts";
-import { fromHidden } from "./predictions.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
+import { adamW, clipFactor, globalNorm, muon } from "./update.ts";
 
 export interface OptimizerOptions {
   /** Optimizer of the matrices; embeddings, head and norms always take AdamW. */

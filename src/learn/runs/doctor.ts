@@ -3,7 +3,7 @@
  * evidence, and what to change. Every rule is a row of one table, with its thresholds named above it.
  */
 
-import type { RolloutMetrics, StepMetrics } from "../records/records.ts";
+import type { RolloutMetrics, StepMetrics } from "./records.ts";
 
 /** `problem`: the run cannot succeed like this. `warning`: it may. `good`: nothing to do. */
 export type Level = "problem" | "warning" | "good";

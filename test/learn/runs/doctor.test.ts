@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import type { RolloutMetrics, StepMetrics } from "../../../src/learn/records/records.ts";
-import { diagnose, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/train/doctor.ts";
+import type { RolloutMetrics, StepMetrics } from "../../../src/learn/runs/records.ts";
+import { diagnose, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/runs/doctor.ts";
 import { step } from "./synthetic.ts";
 
 function run(

@@ -1,11 +1,11 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
-import { CROSS_ENTROPY } from "../../../src/learn/train/losses.ts";
-import { Scorer } from "../../../src/learn/train/score.ts";
-import { Trainer } from "../../../src/learn/train/trainer.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import { Scorer } from "../../../src/learn/optim/score.ts";
+import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { createEngine } from "../../compute/harness.ts";
 import { opinionatedWeights, TINY } from "../../model/models.ts";
-import { batchOf, randomSequences } from "./batches.ts";
+import { batchOf, randomSequences } from "../train/batches.ts";
 
 let runtime: Runtime;
 beforeAll(async () => {

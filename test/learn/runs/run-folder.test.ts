@@ -30,8 +30,8 @@ import {
   readMetrics,
   readRun,
   readSamples,
-} from "../../../src/learn/train/run-folder.ts";
-import { RunLockedError } from "../../../src/learn/train/run-lock.ts";
+} from "../../../src/learn/runs/run-folder.ts";
+import { RunLockedError } from "../../../src/learn/runs/run-lock.ts";
 import { result, sample, step } from "./synthetic.ts";
 
 let root: string;

@@ -5,7 +5,7 @@ import type {
   RunResult,
   SampleRecord,
   StepMetrics,
-} from "../../../src/learn/records/records.ts";
+} from "../../../src/learn/runs/records.ts";
 
 /** Step `index` of `steps` of reinforcement learning: accuracy and length rise together. */
 export function step(

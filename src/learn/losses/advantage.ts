@@ -1,7 +1,7 @@
 /** From rewards to per-token training signals: pure host arithmetic, checked by hand in the tests. */
 
 import { ShapeError } from "../../base/errors.ts";
-import type { PolicyLossName } from "./losses.ts";
+import type { PolicyLossName } from "./grpo.ts";
 
 export type RewardScaling = "group" | "batch" | "none";
 

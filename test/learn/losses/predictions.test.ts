@@ -8,7 +8,7 @@ import { trace } from "../../../src/compute/graph/trace.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { fromHidden, fromLogits, type Predictions } from "../../../src/learn/train/predictions.ts";
+import { fromHidden, fromLogits, type Predictions } from "../../../src/learn/losses/predictions.ts";
 import { linear } from "../../../src/model/nn/layers.ts";
 import { createEngine, expectClose, runOnEngine, specsOf } from "../../compute/harness.ts";
 

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { bestFit, layOut, packAll, type TrainingSequence } from "../../../src/learn/train/pack.ts";
+import { bestFit, layOut, packAll, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
 
 const numbers = (array: { readonly data: ArrayLike<number> }): number[] => Array.from(array.data);
 

@@ -30,7 +30,7 @@ import { isLocked } from "../../base/lock.ts";
 import { BYTES, typedArray } from "../../compute/tensor/dtype.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { readSafetensors, type StoredTensor, writeSafetensors } from "../../model/checkpoint/safetensors.ts";
-import type { RunResult, SampleRecord, StepMetrics } from "../records/records.ts";
+import type { RunResult, SampleRecord, StepMetrics } from "./records.ts";
 import { lockRun } from "./run-lock.ts";
 
 /** Raised when the layout or the records change so that an older run cannot be read. */

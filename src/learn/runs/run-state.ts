@@ -2,7 +2,7 @@
 
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
-import type { EvalSummary, SampleRecord, Stage } from "../records/records.ts";
+import type { EvalSummary, SampleRecord, Stage } from "./records.ts";
 
 export interface RunState {
   /** Index of the stage that is under way, and steps of it that are done; after the last stage, their number and 0. */

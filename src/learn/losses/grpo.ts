@@ -1,10 +1,8 @@
 /**
- * Losses as graphs over predictions: cross-entropy and the GRPO family.
+ * The GRPO family as graphs over predictions.
  *
- * Every loss is Σ weight·ℓ over tokens; the host puts the whole normalisation (1/|o_i|, 1/Σ|o_i|, 1/(G·L_max)) into
- * the weights, where it can be checked by hand, and sums over micro-batches are then exact. Formulas: DeepSeekMath
- * (arXiv:2402.03300) eq. 3–4, DAPO (2503.14476) eq. 10–13, Dr. GRPO (2503.20783), GSPO (2507.18071), CISPO (2506.13585),
- * two-sided clipping (2505.07291).
+ * Formulas: DeepSeekMath (arXiv:2402.03300) eq. 3–4, DAPO (2503.14476) eq. 10–13, Dr. GRPO (2503.20783), GSPO (2507.18071),
+ * CISPO (2506.13585), two-sided clipping (2505.07291). Normalisation is in the weights: `advantage.ts`.
  */
 
 import type { Value } from "../../compute/graph/ir.ts";
@@ -12,10 +10,8 @@ import {
   add,
   and,
   cast,
-  concat,
   equal,
   exp,
-  full,
   greater,
   less,
   matmul,
@@ -26,72 +22,11 @@ import {
   reduceMax,
   reshape,
   scalar,
-  slice,
   stopGradient,
   sub,
   sum,
 } from "../../compute/graph/primitives.ts";
-import type { TensorSpec } from "../../compute/tensor/shape.ts";
-import type { Predictions } from "./predictions.ts";
-
-/** What a loss graph yields: `loss` is differentiated; sums and maxima are statistics that combine over micro-batches. */
-export interface LossOutputs {
-  readonly loss: Value;
-  readonly sums: Readonly<Record<string, Value>>;
-  readonly maxima: Readonly<Record<string, Value>>;
-}
-
-/** A loss: the inputs it needs beside ids, positions and segments, and its graph. */
-export interface Loss {
-  /** Names the graph in the program cache: equal keys, equal graphs. */
-  readonly key: string;
-  /** Per-token float inputs [B, T], `weights` among them. */
-  readonly tokenInputs: readonly string[];
-  /** Scalars that may change from step to step. */
-  readonly scalars: readonly string[];
-  /** Whether the head for the token after next, where the model has one, learns beside it. @default false */
-  readonly draft?: boolean;
-  /**
-   * @param tokens  f32[B, T] each, by the names above
-   * @param batch   targets and segments, i32[B, T]
-   */
-  build(
-    predictions: Predictions,
-    tokens: Readonly<Record<string, Value>>,
-    batch: { readonly targets: Value; readonly segments: Value },
-    scalars: Readonly<Record<string, Value>>,
-  ): LossOutputs;
-}
-
-/** Cross-entropy: Σ weight · −log π(target). */
-export const CROSS_ENTROPY: Loss = {
-  key: "cross-entropy",
-  tokenInputs: ["weights"],
-  scalars: [],
-  draft: true,
-  build(predictions, { weights }, { targets }) {
-    const loss = neg(sum(mul(weights!, predictions.logp(targets))));
-    return { loss, sums: {}, maxima: {} };
-  },
-};
-
-/**
- * Multi-token prediction (arXiv:2412.19437 eqs. 24–25): the cross-entropy of the token after next, with the weight that this
- * token has in the loss of the next. The first of a sequence's tokens is nobody's token after next but that of another.
- * @param predictions  of the drafting head
- * @param batch        segments, targets i32[B, T] and weights f32[B, T] of the next token; T at least 2
- */
-export function draftLoss(
-  predictions: Predictions,
-  batch: { readonly segments: Value; readonly targets: Value; readonly weights: Value },
-): Value {
-  const [B, T] = batch.targets.shape as readonly [number, number];
-  /** What stands one position further on; 0 past the end. */
-  const ahead = (x: Value): Value => concat([slice(x, 1, 1, T), full(x, [B, 1], 0)], 1);
-  const together = cast(equal(batch.segments, ahead(batch.segments)), "f32");
-  const logp = predictions.logp(ahead(batch.targets));
-  return neg(sum(mul(mul(ahead(batch.weights), together), logp)));
-}
+import type { Loss } from "./loss.ts";
 
 export const POLICY_LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"] as const;
 export type PolicyLossName = (typeof POLICY_LOSSES)[number];
@@ -213,14 +148,4 @@ function sequenceMean(x: Value, share: Value, segments: Value): Value {
   const [B, T] = x.shape as readonly [number, number];
   const together = cast(equal(reshape(segments, [B, T, 1]), reshape(segments, [B, 1, T])), "f32");
   return reshape(matmul(together, reshape(mul(x, share), [B, T, 1])), [B, T]);
-}
-
-/** Graph-input specs of a batch for a loss. */
-export function batchSpecs(loss: Loss, B: number, T: number): Record<string, TensorSpec> {
-  const integers = ["ids", "positions", "segments", "targets"].map((name) => [
-    name,
-    { dtype: "i32", shape: [B, T] },
-  ]);
-  const floats = loss.tokenInputs.map((name) => [name, { dtype: "f32", shape: [B, T] }]);
-  return Object.fromEntries([...integers, ...floats]) as Record<string, TensorSpec>;
 }

@@ -7,8 +7,8 @@ import { ProgramCache, tensorsOf } from "../../compute/runtime/jit.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../../model/arch/models.ts";
+import { fromHidden } from "../losses/predictions.ts";
 import type { PackedBatch } from "./pack.ts";
-import { fromHidden } from "./predictions.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 
 const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;

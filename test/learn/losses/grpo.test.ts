@@ -13,17 +13,12 @@ import { trace } from "../../../src/compute/graph/trace.ts";
 import { logSoftmax } from "../../../src/compute/ops/stable.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
-import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/train/advantage.ts";
-import {
-  batchSpecs,
-  CROSS_ENTROPY,
-  type Loss,
-  POLICY_LOSSES,
-  type PolicyLossName,
-  policyLoss,
-} from "../../../src/learn/train/losses.ts";
-import { bestFit, layOut, type TrainingSequence } from "../../../src/learn/train/pack.ts";
-import { entropyOf, fromLogits, targetLogp } from "../../../src/learn/train/predictions.ts";
+import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/losses/advantage.ts";
+import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
+import { POLICY_LOSSES, type PolicyLossName, policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { batchSpecs, type Loss } from "../../../src/learn/losses/loss.ts";
+import { entropyOf, fromLogits, targetLogp } from "../../../src/learn/losses/predictions.ts";
+import { bestFit, layOut, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
 import { createEngine, expectClose, runOnEngine, specsOf } from "../../compute/harness.ts";
 import { readFixture, type StoredArray, toHost } from "../../fixture.ts";
 
