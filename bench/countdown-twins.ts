@@ -43,6 +43,7 @@ import { PRESETS, type Preset, type PresetName } from "../src/learn/train/preset
 import { loadStoredModel } from "../src/model/checkpoint/load.ts";
 import { exploredOn, withoutThoughts } from "./no-thought.ts";
 import { textStepSeconds, trainTimed, workSeconds } from "./timed-run.ts";
+import { writeTwinsPage } from "./twins-page.ts";
 import { isMain } from "./versus.ts";
 
 export interface TwinsOptions {
@@ -63,9 +64,9 @@ export interface TwinsOptions {
 }
 
 const VARIANTS = ["r1-zero", "base-on", "no-thought", "no-thought-sft", "r1", "sft-on"] as const;
-type Variant = (typeof VARIANTS)[number];
+export type Variant = (typeof VARIANTS)[number];
 /** A run that twins are put beside, without or with a cold start. */
-type Original = Extract<Variant, "r1-zero" | "r1">;
+export type Original = Extract<Variant, "r1-zero" | "r1">;
 
 export interface TwinRow {
   readonly variant: Variant;
@@ -576,6 +577,7 @@ async function main(): Promise<void> {
     const options = command.opts<TwinsOptions & { readonly json?: true }>();
     const report = await countdownTwins({ ...options, onNote: (line) => console.error(line) });
     console.log(options.json ? JSON.stringify(report, undefined, 2) : twinsLines(report).join("\n"));
+    console.error(`page: ${await writeTwinsPage(report, timeWarnings(report), options.out)}`);
   } catch (error) {
     process.exitCode = error instanceof CommanderError ? error.exitCode : 1;
     if (error instanceof CommanderError) return;

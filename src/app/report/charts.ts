@@ -23,6 +23,8 @@ export interface Series {
 export interface Chart {
   readonly title: string;
   readonly x: readonly number[];
+  /** What x counts. @default "step" */
+  readonly unit?: "minute";
   readonly series: readonly Series[];
   /** Stages, as stretches of x. */
   readonly bands: readonly { readonly from: number; readonly to: number; readonly label: string }[];
@@ -44,7 +46,7 @@ export function smooth(values: readonly number[], window: number): number[] {
 }
 
 /** Four significant digits: finer than a pixel, and a third of the bytes. */
-const short = (value: number | null | undefined): number | null =>
+export const short = (value: number | null | undefined): number | null =>
   value === null || value === undefined || !Number.isFinite(value) ? null : Number(value.toPrecision(4));
 
 /** Consecutive steps of one stage. */

@@ -71,7 +71,7 @@ export const SCRIPT = `
   };
 
   function readout(chart, element, index) {
-    element.textContent = "step " + chart.x[index];
+    element.textContent = (chart.unit || "step") + " " + chart.x[index];
     for (const s of chart.series) {
       const value = s.values[index];
       if (s.faint || value === null) continue;
@@ -132,7 +132,8 @@ export const SCRIPT = `
       axes: [
         {
           stroke: color("--soft"), font: "12px system-ui", size: 30, space: 60,
-          incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 5000, 10000, 20000, 50000],
+          // Steps are whole; minutes are divided as the library does.
+          ...(chart.unit ? {} : { incrs: [1, 2, 5, 10, 20, 25, 50, 100, 200, 250, 500, 1000, 2000, 5000, 10000, 20000, 50000] }),
           grid: { show: false }, ticks: { stroke: color("--line"), size: 5 },
         },
         axis("y", left, 3, true, right ? chart.series.find((s) => !s.right).color : undefined),

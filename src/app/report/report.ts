@@ -37,7 +37,10 @@ export async function loadAssets(): Promise<Assets> {
 const count = (value: number): string => value.toLocaleString("en");
 
 /** An estimate and its interval on a line from 0 to 100 %. */
-function intervalPicture({ pass1, interval }: EvalSummary, color: string): Html {
+export function intervalPicture(
+  { pass1, interval }: Pick<EvalSummary, "pass1" | "interval">,
+  color: string,
+): Html {
   const x = (fraction: number) => (100 * fraction).toFixed(2);
   return html`<svg class="interval" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">
 <line x1="0" x2="100" y1="5" y2="5" stroke="var(--line)" vector-effect="non-scaling-stroke"/>
@@ -67,10 +70,11 @@ function thoughtCard(sample: SampleRecord): Html {
 <div class="meta">${sample.correct ? "right" : sample.truncated ? "cut off" : "wrong"} · ${sample.tokens} tokens · step ${sample.step} · reward ${Number(sample.reward.toPrecision(3))}</div></div>`;
 }
 
-function figure(chart: Chart, index: number, height: number): Html {
+/** Where the page's script draws the chart at `index`. */
+export function figure(chart: Chart, index: number, height: number): Html {
   const names = chart.series.filter((s) => s.faint !== true).map((s) => s.label);
   return html`<figure data-chart="${index}" data-height="${height}"><figcaption><span class="title">${chart.title}</span><span class="readout"></span></figcaption>
-<div class="plot" role="img" aria-label="${chart.title}: ${names.join(", ")} over ${chart.x.length} steps"></div></figure>`;
+<div class="plot" role="img" aria-label="${chart.title}: ${names.join(", ")} over ${chart.unit === undefined ? `${chart.x.length} steps` : `${chart.x.at(-1)} ${chart.unit}s`}"></div></figure>`;
 }
 
 function costSection(result: RunResult): Html {
@@ -121,27 +125,47 @@ function headline(run: RunView): Html {
 <p class="lead">${verdict}, on ${count(final.count)} prompts it never saw. Its thoughts are ${times(longer)} as long as before.</p>`;
 }
 
+/** The sample in which a run first went back after a failed check and was then right. */
+export function backtrackSection({ firstBacktrack }: RunResult): Html | undefined {
+  if (firstBacktrack === undefined) return undefined;
+  return html`<h2>The first time it went back and was then right</h2>
+<p class="soft">Step ${firstBacktrack.step}: a check failed, it tried another way, and that way was rewarded.</p>
+${thoughtCard(firstBacktrack)}`;
+}
+
+/** A page with everything in it: a body, and the script that draws the charts into its figures. */
+export function renderPage(title: string, body: Html, charts: readonly Chart[], assets: Assets): string {
+  const scripts = [assets.script, SCRIPT];
+  const hashes = scripts.map(
+    (text) => `'sha256-${createHash("sha256").update(text, "utf8").digest("base64")}'`,
+  );
+  const policy = `default-src 'none'; style-src 'unsafe-inline'; script-src ${hashes.join(" ")}`;
+  const page = html`<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="${policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>${title} · Pondera</title>
+<style>${raw(assets.style)}${raw(STYLE)}</style></head>
+<body><main>
+${body}
+<noscript><p>The curves are drawn by a script inside this page; without it, see metrics.jsonl.</p></noscript>
+</main>
+<script type="application/json" id="charts">${embedJson(charts)}</script>
+${scripts.map((text) => html`<script>${raw(text)}</script>`)}
+</body></html>
+`;
+  return page.text;
+}
+
 /** The page of a run, finished or not. */
 export function renderReport(run: RunView, assets: Assets): string {
   const { manifest, metrics, result } = run;
   const main = mainChart(metrics);
   const health = healthCharts(metrics);
   const charts = [...(main === undefined ? [] : [main]), ...health];
-  const scripts = [assets.script, SCRIPT];
-  const hashes = scripts.map(
-    (text) => `'sha256-${createHash("sha256").update(text, "utf8").digest("base64")}'`,
-  );
-  const policy = `default-src 'none'; style-src 'unsafe-inline'; script-src ${hashes.join(" ")}`;
   const findings = diagnose(run);
   const versions = Object.entries(manifest.versions).map(([name, version]) => `${name} ${version}`);
-  const page = html`<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="${policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>${manifest.name} · Pondera</title>
-<style>${raw(assets.style)}${raw(STYLE)}</style></head>
-<body><main>
-<h1>${manifest.task} <span class="soft">· ${manifest.preset} · seed ${manifest.seed}${result !== undefined && ` · ${compact(result.parameters)} parameters`}</span></h1>
+  const body = html`<h1>${manifest.task} <span class="soft">· ${manifest.preset} · seed ${manifest.seed}${result !== undefined && ` · ${compact(result.parameters)} parameters`}</span></h1>
 ${headline(run)}
 ${result !== undefined && evalTable(result)}
 ${
@@ -150,12 +174,7 @@ ${
 <p class="soft">Bold: mean of ${SMOOTHING} steps. Faint: each step's own samples.${main.series.some((s) => s.dots) && " Rings: held-out prompts."}</p>
 ${figure(main, 0, 340)}`
 }
-${
-  result?.firstBacktrack !== undefined &&
-  html`<h2>The first time it went back and was then right</h2>
-<p class="soft">Step ${result.firstBacktrack.step}: a check failed, it tried another way, and that way was rewarded.</p>
-${thoughtCard(result.firstBacktrack)}`
-}
+${result !== undefined && backtrackSection(result)}
 ${result !== undefined && result.solved.length > 0 && html`<h2>Puzzles it solves now</h2>${result.solved.map(thoughtCard)}`}
 ${health.length > 0 && html`<h2>Vital signs</h2><div class="grid">${health.map((chart, i) => figure(chart, charts.length - health.length + i, 200))}</div>`}
 <h2>The doctor says</h2>
@@ -163,14 +182,8 @@ ${findings.map((f) => html`<div class="finding ${f.level}"><p>${f.finding} <span
 ${result !== undefined && costSection(result)}
 <h2>To repeat it</h2>
 <details><summary>Configuration, versions and data</summary><pre>${JSON.stringify({ config: manifest.config, versions: manifest.versions, data: manifest.data }, undefined, 2)}</pre></details>
-<footer>${manifest.name} · ${manifest.created} · ${versions.join(" · ")}</footer>
-<noscript><p>The curves are drawn by a script inside this page; without it, see metrics.jsonl.</p></noscript>
-</main>
-<script type="application/json" id="charts">${embedJson(charts)}</script>
-${scripts.map((text) => html`<script>${raw(text)}</script>`)}
-</body></html>
-`;
-  return page.text;
+<footer>${manifest.name} · ${manifest.created} · ${versions.join(" · ")}</footer>`;
+  return renderPage(manifest.name, body, charts, assets);
 }
 
 /**

@@ -192,9 +192,15 @@ describe("renderReport", () => {
 });
 
 describe("the page's script", () => {
+  interface Options {
+    readonly series: readonly unknown[];
+    readonly axes: readonly { readonly incrs?: readonly number[] }[];
+  }
+
   it("gives the plotting library one aligned row per series, and shows the last values", () => {
-    const charts: Chart[] = [mainChart(metrics)!, ...healthCharts(metrics)];
-    const drawn: { data: unknown[][]; options: { series: unknown[] } }[] = [];
+    const inMinutes: Chart = { ...mainChart(metrics)!, unit: "minute" };
+    const charts: Chart[] = [mainChart(metrics)!, ...healthCharts(metrics), inMinutes];
+    const drawn: { data: unknown[][]; options: Options }[] = [];
     const readouts: string[] = [];
     const element = () => {
       const parts: string[] = [];
@@ -215,7 +221,7 @@ describe("the page's script", () => {
       querySelector: element,
     }));
     class UPlot {
-      constructor(options: { series: unknown[] }, data: unknown[][]) {
+      constructor(options: Options, data: unknown[][]) {
         drawn.push({ data, options });
       }
       destroy() {}
@@ -242,6 +248,9 @@ describe("the page's script", () => {
       for (const row of data) expect(row).toHaveLength(data[0]!.length);
     }
     expect(readouts).toContain("step 12");
+    expect(readouts).toContain("minute 12");
+    expect(drawn[0]!.options.axes[0]!.incrs![0]).toBe(1);
+    expect(drawn.at(-1)!.options.axes[0]!.incrs).toBeUndefined();
     expect(readouts).toContain("entropy 0.3");
   });
 });
