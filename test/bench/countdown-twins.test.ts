@@ -122,10 +122,10 @@ describe("twins of a run", () => {
 
   it("say how many steps they take", () => {
     expect(notes).toContainEqual(
-      expect.stringMatching(/^seed 1, base-on: \d+ steps on text, 0\.\d+ s each, in \d/),
+      expect.stringMatching(/^seed 1, base-on: \d+ steps on text, \d+\.\d+ s each, in \d/),
     );
     expect(notes).toContainEqual(
-      expect.stringMatching(/^seed 1, no-thought: \d+ steps of reinforcement learning, 0\.\d+ s each/),
+      expect.stringMatching(/^seed 1, no-thought: \d+ steps of reinforcement learning, \d+\.\d+ s each/),
     );
   });
 

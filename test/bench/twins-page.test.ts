@@ -4,10 +4,10 @@ import { describe, expect, it } from "vitest";
 import type { TwinRow, TwinsReport, Variant } from "../../bench/countdown-twins.ts";
 import { writeTwinsPage } from "../../bench/twins-page.ts";
 import type { Chart } from "../../src/app/report/charts.ts";
-import type { RunResult, StepMetrics } from "../../src/learn/records/records.ts";
-import { RunFolder } from "../../src/learn/train/run-folder.ts";
+import type { RunResult, StepMetrics } from "../../src/learn/runs/records.ts";
+import { RunFolder } from "../../src/learn/runs/run-folder.ts";
 import { temporaryFolder } from "../base/temporary-folder.ts";
-import { pretrainStep, result, sample, step } from "../learn/train/synthetic.ts";
+import { pretrainStep, result, sample, step } from "../learn/runs/synthetic.ts";
 
 /** A step whose own work takes a minute; validation is no training. */
 const minute = (metrics: StepMetrics): StepMetrics => ({
