@@ -95,7 +95,7 @@ function headline({ original, pooled, margins }: TwinsReport): Html {
   const pass1 = (variant: Variant) => percent(pooled.find((one) => one.variant === variant)!.pass1);
   const { difference, interval } = margins.find((margin) => margin.over === over)!;
   const verdict = interval[0] <= 0 && interval[1] >= 0 ? "makes no clear difference:" : "is worth";
-  return html`<p class="big"><span class="to">${pass1(original)}</span> <span class="from">beside ${pass1(over)}</span></p>
+  return html`<p class="big"><span class="to">${pass1(original)}</span> <span class="from">vs ${pass1(over)}</span></p>
 <p class="lead">${what} ${verdict} ${points(difference)} points (${span(interval)}), ${name(original)} beside ${name(over)}.</p>`;
 }
 
@@ -104,14 +104,14 @@ function tableOf({ original, pooled, margins, rows, puzzles }: TwinsReport): Htm
     const own = rows.filter((row) => row.variant === variant);
     const { pass1, interval } = own.length === 1 ? own[0]!.final : all;
     const margin = margins.find(({ over }) => over === variant);
-    return html`<tr><td>${name(variant)}</td><td class="text">${VARIANTS[variant].learnsFrom}</td>
+    return html`<tr><td class="text">${name(variant)}<br><span class="soft">${VARIANTS[variant].learnsFrom}</span></td>
 <td>${percent(pass1)}</td><td>${span(interval)}</td><td>${intervalPicture({ pass1, interval }, VARIANTS[variant].color)}</td>
-<td>${margin && points(margin.difference)}</td><td>${margin && span(margin.interval)}</td>
+<td>${margin && `${points(margin.difference)} (${span(margin.interval)})`}</td>
 <td>${mean(own.map(({ final }) => final.meanLength)).toFixed(1)}</td><td>${mean(own.map(({ minutes }) => minutes)).toFixed(1)}</td></tr>`;
   };
   const seeds = new Set(rows.map(({ seed }) => seed)).size;
   return html`<div class="scroll"><table>
-<thead><tr><th></th><th>learns from</th><th>right</th><th>95 % interval</th><th></th><th>${original} is ahead by</th><th>95 % interval</th><th>tokens</th><th>minutes</th></tr></thead>
+<thead><tr><th>learns from</th><th>right</th><th>95 % interval</th><th></th><th>${original} is ahead by</th><th>tokens</th><th>minutes</th></tr></thead>
 <tbody>${pooled.map(line)}</tbody></table></div>
 <p class="soft">${puzzles.toLocaleString("en")} test puzzles, one sample each at temperature 1${seeds > 1 && `, over ${seeds} seeds`}; ahead in points, puzzle by puzzle. Minutes are those of training.</p>`;
 }

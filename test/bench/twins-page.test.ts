@@ -72,7 +72,7 @@ describe("the page of a run beside its twins", () => {
   it("has a table with margins, and draws over minutes of training what each was right and wrote", async () => {
     const { text, charts } = await page([1], [0.35, 0.45]);
     expect(text).toContain("With rewards alone, thinking is worth 40.0 points (35.0 to 45.0)");
-    expect(text).toContain("<td>40.0</td><td>35.0 to 45.0</td>");
+    expect(text).toContain("<td>40.0 (35.0 to 45.0)</td>");
     expect(text).toContain("<td>10.0 %</td>");
     expect(text).toContain("seed 1: took &lt;long&gt;.");
     expect(charts.map(({ unit, title }) => [unit, title])).toEqual([
