@@ -29,8 +29,8 @@ import { compact, percent } from "../src/app/format.ts";
 import { ConfigError, invariant, PonderaError } from "../src/base/errors.ts";
 import { evaluate } from "../src/learn/eval/evaluate.ts";
 import { clusteredInterval } from "../src/learn/eval/statistics.ts";
+import { findRun, readRun } from "../src/learn/runs/read-run.ts";
 import type { EvalSummary, RunResult, StepMetrics } from "../src/learn/runs/records.ts";
-import { findRun, readRun } from "../src/learn/runs/run-folder.ts";
 import {
   type CountdownGame,
   type CountdownOptions,

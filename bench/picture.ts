@@ -6,7 +6,7 @@
 
 import { escapeHtml } from "../src/app/report/html.ts";
 import { ConfigError } from "../src/base/errors.ts";
-import { readRun } from "../src/learn/runs/run-folder.ts";
+import { readRun } from "../src/learn/runs/read-run.ts";
 import { isMain } from "./versus.ts";
 
 export interface Curve {

@@ -17,8 +17,8 @@ import {
   renderPage,
 } from "../src/app/report/report.ts";
 import { writeFileAtomic } from "../src/base/files.ts";
+import { type RunView, readRun } from "../src/learn/runs/read-run.ts";
 import type { RolloutMetrics } from "../src/learn/runs/records.ts";
-import { type RunView, readRun } from "../src/learn/runs/run-folder.ts";
 import type { Original, TwinRow, TwinsReport, Variant } from "./countdown-twins.ts";
 import { workSeconds } from "./timed-run.ts";
 

@@ -85,6 +85,8 @@ export { type CountdownRules, type Verdict, verifyCountdown } from "./learn/task
 
 // Teaching a model: what `pondera train` does, and the records it leaves.
 
+export type { RunManifest } from "./learn/runs/manifest.ts";
+export { findRun, listRuns, type RunView, readRun } from "./learn/runs/read-run.ts";
 export type {
   CompletionRecord,
   EvalSummary,
@@ -94,7 +96,6 @@ export type {
   Stage,
   StepMetrics,
 } from "./learn/runs/records.ts";
-export { findRun, listRuns, type RunManifest, type RunView, readRun } from "./learn/runs/run-folder.ts";
 export type { BasePlace } from "./learn/train/base-model.ts";
 export {
   parseRunConfig,

@@ -1,6 +1,7 @@
 /** JSON values: what lies where in one, what is wrong with one, and how one is written. */
 
 import type { z } from "zod";
+import { FormatError } from "./errors.ts";
 
 /** The value at a path; undefined where there is none. */
 export function valueAt(root: unknown, path: readonly PropertyKey[]): unknown {
@@ -24,6 +25,13 @@ export function schemaFault(
     rule: message,
     got: value === undefined ? "nothing" : JSON.stringify(value),
   };
+}
+
+/** A value as a schema reads it. @throws FormatError naming the first key that breaks it */
+export function parsedBy<T>(schema: z.ZodType<T>, where: string, json: unknown): T {
+  const parsed = schema.safeParse(json);
+  if (parsed.success) return parsed.data;
+  throw new FormatError(schemaFault(where, json, parsed.error));
 }
 
 /** A value as the text of a file, indented for a person. */

@@ -14,7 +14,7 @@ import { withoutThoughts } from "../../bench/no-thought.ts";
 import { openModel } from "../../src/app/cli/model.ts";
 import { ConfigError } from "../../src/base/errors.ts";
 import { evaluate } from "../../src/learn/eval/evaluate.ts";
-import { readRun } from "../../src/learn/runs/run-folder.ts";
+import { readRun } from "../../src/learn/runs/read-run.ts";
 import { countdownTask } from "../../src/learn/tasks/countdown/task.ts";
 import { parseRunConfig } from "../../src/learn/train/config.ts";
 import { startRun } from "../../src/learn/train/run.ts";

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { textStepSeconds, trainTimed, UNSET, workSeconds } from "../../bench/timed-run.ts";
 import { invariant } from "../../src/base/errors.ts";
-import { readRun } from "../../src/learn/runs/run-folder.ts";
+import { readRun } from "../../src/learn/runs/read-run.ts";
 import { parseRunConfig } from "../../src/learn/train/config.ts";
 import { startRun } from "../../src/learn/train/run.ts";
 import { TINY, tinyTask } from "../learn/train/tiny.ts";

@@ -7,7 +7,7 @@ import { z } from "zod";
 import { ConfigError, FileError, invariant } from "../../base/errors.ts";
 import { exists, recoverFolder } from "../../base/files.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
-import { findRun, type RunView, readRun } from "../../learn/runs/run-folder.ts";
+import { findRun, type RunView, readRun } from "../../learn/runs/read-run.ts";
 import { HEAD_STEP } from "../../model/arch/llama.ts";
 import { architectureOf } from "../../model/arch/models.ts";
 import { isAdapterFolder } from "../../model/checkpoint/adapter.ts";

@@ -5,7 +5,7 @@
 
 import { z } from "zod";
 import { Random } from "../../compute/tensor/random.ts";
-import { type RunView, readSamples } from "../../learn/runs/run-folder.ts";
+import { type RunView, readSamples } from "../../learn/runs/read-run.ts";
 import { puzzleSource } from "../../learn/tasks/countdown/puzzle.ts";
 import { solve } from "../../learn/tasks/countdown/solve.ts";
 import { COUNTDOWN_GAMES, type CountdownGame } from "../../learn/tasks/countdown/task.ts";

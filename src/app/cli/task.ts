@@ -4,7 +4,7 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { basename, resolve } from "node:path";
 import { expectKnown, FileError } from "../../base/errors.ts";
-import type { RunManifest } from "../../learn/runs/run-folder.ts";
+import type { RunManifest } from "../../learn/runs/manifest.ts";
 import { type CountdownOptions, countdownTask } from "../../learn/tasks/countdown/task.ts";
 import { loadTask } from "../../learn/tasks/load.ts";
 import { openTask } from "../../learn/tasks/open.ts";

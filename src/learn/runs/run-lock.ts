@@ -3,6 +3,9 @@
 import { FileError } from "../../base/errors.ts";
 import { acquireLock, LockedError } from "../../base/lock.ts";
 
+/** The lock's file in a run's folder. */
+export const LOCK = "run.lock";
+
 /** The run is in use by another process, or may be. */
 export class RunLockedError extends FileError {
   readonly pid: number | undefined;

@@ -1,7 +1,7 @@
 /** Where a run stands, apart from its tensors: what a checkpoint holds as JSON. */
 
 import { z } from "zod";
-import { FormatError } from "../../base/errors.ts";
+import { parsedBy } from "../../base/json.ts";
 import type { EvalSummary, SampleRecord, Stage } from "./records.ts";
 
 export interface RunState {
@@ -46,11 +46,5 @@ const Schema = z.looseObject({
 
 /** @throws FormatError naming the checkpoint when it holds something else */
 export function parseRunState(where: string, value: unknown): RunState {
-  const parsed = Schema.safeParse(value);
-  if (parsed.success) return parsed.data as unknown as RunState;
-  const issue = parsed.error.issues[0];
-  throw new FormatError({
-    where: `${where}: ${issue?.path.join(".") ?? ""}`,
-    rule: issue?.message ?? "must be the state of a run",
-  });
+  return parsedBy(Schema, where, value) as unknown as RunState;
 }

@@ -31,6 +31,7 @@ import { measureMatmulPeak } from "../cost/peak.ts";
 import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
 import { Scorer } from "../optim/score.ts";
 import { Trainer } from "../optim/trainer.ts";
+import type { Checkpoint } from "../runs/checkpoint.ts";
 import type {
   CompletionRecord,
   EvalSummary,
@@ -39,7 +40,7 @@ import type {
   Stage,
   StepMetrics,
 } from "../runs/records.ts";
-import type { Checkpoint, RunFolder } from "../runs/run-folder.ts";
+import type { RunFolder } from "../runs/run-folder.ts";
 import { FRESH, parseRunState, type RunState } from "../runs/run-state.ts";
 import type { PromptWriter } from "../tasks/prompts.ts";
 import { softOverlong } from "../tasks/rewards.ts";

@@ -9,7 +9,7 @@ import { isAbsolute, join, resolve } from "node:path";
 import { z } from "zod";
 import { FileError, FormatError } from "../../base/errors.ts";
 import { exists, readJson, writeFileAtomic, writeFolderAtomic } from "../../base/files.ts";
-import { jsonText, schemaFault } from "../../base/json.ts";
+import { jsonText, parsedBy } from "../../base/json.ts";
 import type { HostArray } from "../../compute/tensor/host.ts";
 import { sameShape } from "../../compute/tensor/shape.ts";
 import { type AdapterConfig, adapterNames, mergeAdapter } from "../arch/adapters.ts";
@@ -79,10 +79,7 @@ async function findBase(folder: string, name: string): Promise<string> {
 
 /** A JSON file's content. @throws FormatError naming the key that is missing, malformed or not supported */
 async function readAs<T>(file: string, schema: z.ZodType<T>): Promise<T> {
-  const json = await readJson(file);
-  const parsed = schema.safeParse(json);
-  if (parsed.success) return parsed.data;
-  throw new FormatError(schemaFault(file, json, parsed.error));
+  return parsedBy(schema, file, await readJson(file));
 }
 
 const readConfig = (folder: string) => readAs(adapterPaths(folder).config, Config);

@@ -6,7 +6,7 @@
 import { Tokenizer as Library } from "@huggingface/tokenizers";
 import { z } from "zod";
 import { FormatError } from "../../base/errors.ts";
-import { schemaFault } from "../../base/json.ts";
+import { parsedBy } from "../../base/json.ts";
 import { isControl } from "./added-tokens.ts";
 import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import { asCharacterTokenizer } from "./character-tokenizer.ts";
@@ -156,9 +156,7 @@ const WithIds = z.object(
 
 /** @throws FormatError when an added token is no text, or an id no number, or larger than any vocabulary */
 function checkTokens(path: string, json: unknown): asserts json is object {
-  const parsed = WithIds.safeParse(json);
-  if (!parsed.success) throw new FormatError(schemaFault(path, json, parsed.error));
-  const { added_tokens, model } = parsed.data;
+  const { added_tokens, model } = parsedBy(WithIds, path, json);
   const mute = added_tokens.find(({ content }) => typeof content !== "string");
   if (mute !== undefined) {
     throw new FormatError({

@@ -9,7 +9,8 @@ import { type Chart, healthCharts, mainChart, smooth } from "../../../src/app/re
 import { embedJson, escapeHtml, html, raw } from "../../../src/app/report/html.ts";
 import { SCRIPT } from "../../../src/app/report/page.ts";
 import { loadAssets, renderReport, writeReport } from "../../../src/app/report/report.ts";
-import { RunFolder, type RunView } from "../../../src/learn/runs/run-folder.ts";
+import type { RunView } from "../../../src/learn/runs/read-run.ts";
+import { RunFolder } from "../../../src/learn/runs/run-folder.ts";
 import { pretrainStep, result, sample, step } from "../../learn/runs/synthetic.ts";
 
 const metrics = [

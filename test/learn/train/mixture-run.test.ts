@@ -4,7 +4,7 @@ import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { readMetrics } from "../../../src/learn/runs/run-folder.ts";
+import { readMetrics } from "../../../src/learn/runs/read-run.ts";
 import { parseRunConfig } from "../../../src/learn/train/config.ts";
 import { resumeRun, startRun } from "../../../src/learn/train/run.ts";
 import type { RunObserver } from "../../../src/learn/train/training.ts";

@@ -4,7 +4,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { diagnose, type Level } from "../../../learn/runs/doctor.ts";
-import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/run-folder.ts";
+import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/read-run.ts";
 import { clock, dollars, percent, stageName } from "../../format.ts";
 import { writeReport } from "../../report/report.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";

@@ -5,7 +5,7 @@ import { relative } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/losses/grpo.ts";
-import { findRun } from "../../../learn/runs/run-folder.ts";
+import { findRun } from "../../../learn/runs/read-run.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
 import type { Task } from "../../../learn/tasks/task.ts";
 import {

@@ -7,8 +7,8 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { configFor } from "../../../../src/app/cli/commands/train.ts";
+import { readRun } from "../../../../src/learn/runs/read-run.ts";
 import type { RunResult } from "../../../../src/learn/runs/records.ts";
-import { readRun } from "../../../../src/learn/runs/run-folder.ts";
 import { PRESETS } from "../../../../src/learn/train/presets.ts";
 import { pondera } from "../harness.ts";
 

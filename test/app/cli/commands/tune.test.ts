@@ -3,8 +3,8 @@
 import { readdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { beforeEach, describe, expect, it } from "vitest";
+import { readRun } from "../../../../src/learn/runs/read-run.ts";
 import type { RunResult } from "../../../../src/learn/runs/records.ts";
-import { readRun } from "../../../../src/learn/runs/run-folder.ts";
 import type { LlamaConfig } from "../../../../src/model/arch/llama.ts";
 import { saveModelFolder } from "../../../../src/model/checkpoint/folder.ts";
 import { loadModel } from "../../../../src/model/checkpoint/load.ts";

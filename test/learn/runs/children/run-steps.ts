@@ -4,7 +4,8 @@
  */
 import { join } from "node:path";
 import { f32 } from "../../../../src/compute/tensor/host.ts";
-import { listRuns, RunFolder } from "../../../../src/learn/runs/run-folder.ts";
+import { listRuns } from "../../../../src/learn/runs/read-run.ts";
+import { RunFolder } from "../../../../src/learn/runs/run-folder.ts";
 import { sample, step } from "../synthetic.ts";
 
 const [root, name, steps] = process.argv.slice(2) as [string, string, string];
