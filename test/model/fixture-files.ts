@@ -24,8 +24,7 @@ const EXPECTATIONS: readonly RegExp[] = [
   /\/expected\.(json|safetensors)$/,
   /^gguf\/[^/]+\.(json|safetensors)$/,
   /\/gradients\.safetensors$/,
-  /^(grpo|rules|sampling|training|saved-model-expected)\.json$/,
-  /^training\.safetensors$/,
+  /^(grpo|rules|sampling|saved-model-expected)\.json$/,
   /^tls\/(certificate|key)\.pem$/,
 ];
 

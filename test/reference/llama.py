@@ -16,17 +16,17 @@ NAME = "llama-gqa"
 VOCABULARY = 20
 
 
-def build() -> LlamaForCausalLM:
+def build(hidden_size=16, head_dim=8, intermediate_size=24) -> LlamaForCausalLM:
     """The model, weights drawn so that attention and norms matter (unlike the usual 0.02 and ones)."""
     draw = torch.Generator().manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=16,
+        hidden_size=hidden_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
-        intermediate_size=24,
+        head_dim=head_dim,
+        intermediate_size=intermediate_size,
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 50000.0},
         tie_word_embeddings=False,
