@@ -120,7 +120,7 @@ describe("a run", () => {
   });
 
   it("is the same to the bit when several threads share the work", async () => {
-    const config = { ...TINY, threads: 2, sft: { ...TINY.sft, steps: 0 } };
+    const config = { ...TINY, threads: 2 };
     await start("two-threads-1", config);
     await start("two-threads-2", config);
     expect(await remains("two-threads-1")).toEqual(await remains("two-threads-2"));
@@ -293,8 +293,8 @@ describe("a run that cannot go well", () => {
  * Lets a run live in a process of its own until it has done `steps` steps and then `delayMs` more, and kills it.
  * @returns whether it finished before
  */
-async function live(name: string, steps: number, delayMs: number): Promise<boolean> {
-  const life = spawn(process.execPath, ["--import", "jiti/register", child, root, name], {
+async function live(name: string, threads: number, steps: number, delayMs: number): Promise<boolean> {
+  const life = spawn(process.execPath, ["--import", "jiti/register", child, root, name, `${threads}`], {
     stdio: ["ignore", "pipe", "inherit"],
   });
   const kill = () => setTimeout(() => life.kill("SIGKILL"), delayMs);
@@ -327,19 +327,31 @@ describe("a run on a full disk", () => {
 });
 
 describe("a run whose process is killed", () => {
-  it("again and again at random moments, ends as the run that never was", { timeout: 600_000 }, async () => {
-    const random = new Random(11);
-    let kills = 0;
-    let finished = false;
-    while (!finished) {
-      // Every fifth dies while it starts; the others anywhere in or between steps, evaluations and checkpoints.
-      const early = kills % 5 === 4;
-      const steps = kills >= 21 ? Number.POSITIVE_INFINITY : early ? 0 : 1 + random.integer(4);
-      finished = await live("killed", steps, random.uniform() * (early ? 700 : 12));
-      if (!finished) kills++;
-    }
-    expect(kills).toBeGreaterThanOrEqual(20);
-    expect(await remains("killed")).toEqual(await remains("calm"));
-    expect(existsSync(join(root, "killed", "run.lock"))).toBe(false);
-  });
+  // Eleven times each, from the first stage into the last.
+  it.each([
+    [1, "calm"],
+    [2, "two-threads-1"],
+  ])(
+    "again and again at random moments ends as the run that never was, threads: %i",
+    { timeout: 600_000 },
+    async (threads, calm) => {
+      const name = `killed-${threads}`;
+      const folder = join(root, name);
+      const random = new Random(12, threads);
+      const stages = new Set<string>();
+      let kills = 0;
+      for (;;) {
+        // Every fifth dies while it starts; the others anywhere in or between steps, evaluations and checkpoints.
+        const early = kills % 5 === 4;
+        const steps = kills >= 11 ? Number.POSITIVE_INFINITY : early ? 0 : 1 + random.integer(10);
+        if (await live(name, threads, steps, random.uniform() * (early ? 700 : 12))) break;
+        kills++;
+        stages.add((await readMetrics(folder)).at(-1)!.stage);
+      }
+      expect(kills).toBeGreaterThanOrEqual(10);
+      expect([...stages]).toEqual(expect.arrayContaining(["pretrain", "rl"]));
+      expect(await remains(name)).toEqual(await remains(calm));
+      expect(existsSync(join(folder, "run.lock"))).toBe(false);
+    },
+  );
 });
