@@ -6,7 +6,7 @@
  * One pass over the text with a stack of our own (Dijkstra's shunting yard), so that depth costs memory in proportion
  * and never the call stack; limits bound length, depth, and the numbers' count and size.
  */
-import { add, divide, multiply, type Rational, subtract, whole } from "./rational.ts";
+import { add, divide, lowest, multiply, type Rational, subtract, whole } from "./rational.ts";
 
 export type Operator = "+" | "-" | "*" | "/";
 
@@ -42,6 +42,7 @@ export interface ParsedExpression {
 
 export interface EvaluatedExpression {
   readonly ok: true;
+  /** In lowest terms. */
   readonly value: Rational;
   readonly numbers: readonly number[];
 }
@@ -153,7 +154,7 @@ const APPLY: Readonly<Record<Operator, (a: Rational, b: Rational) => Rational | 
   "/": divide,
 };
 
-/** The value of what `parseExpression` read; undefined where it divides by zero. */
+/** The value of what `parseExpression` read, not in lowest terms; undefined where it divides by zero. */
 export function evaluatePostfix(postfix: readonly (number | Operator)[]): Rational | undefined {
   const stack: Rational[] = [];
   for (const item of postfix) {
@@ -177,5 +178,6 @@ export function evaluateExpression(
   const parsed = parseExpression(text, limits);
   if (!parsed.ok) return parsed;
   const value = evaluatePostfix(parsed.postfix);
-  return value === undefined ? fail("division by zero") : { ok: true, value, numbers: parsed.numbers };
+  if (value === undefined) return fail("division by zero");
+  return { ok: true, value: lowest(value), numbers: parsed.numbers };
 }

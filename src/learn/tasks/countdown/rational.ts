@@ -1,5 +1,9 @@
-/** Exact rational numbers: `num / den` in lowest terms with `den` above 0, of any size. */
+/**
+ * Exact rational numbers of any size. Operations do not reduce: a common divisor at every step takes far longer than the step,
+ * and without one a fraction has about as many digits as the numbers it is made of.
+ */
 
+/** `num / den`, `den` above 0. */
 export interface Rational {
   readonly num: bigint;
   readonly den: bigint;
@@ -7,31 +11,41 @@ export interface Rational {
 
 const abs = (a: bigint): bigint => (a < 0n ? -a : a);
 
-function reduced(num: bigint, den: bigint): Rational {
+/** The same number in lowest terms. */
+export function lowest({ num, den }: Rational): Rational {
   // Whole numbers are by far the most common, and need no divisor.
   if (den === 1n) return { num, den };
-  let [a, b] = [abs(num), abs(den)];
+  let [a, b] = [abs(num), den];
   while (b > 0n) [a, b] = [b, a % b];
-  const divisor = den < 0n ? -a : a;
-  return { num: num / divisor, den: den / divisor };
+  return { num: num / a, den: den / a };
 }
 
 /** @param value a whole number, exactly representable */
 export const whole = (value: number | bigint): Rational => ({ num: BigInt(value), den: 1n });
 
-export const add = (a: Rational, b: Rational): Rational =>
-  reduced(a.num * b.den + b.num * a.den, a.den * b.den);
+export const add = (a: Rational, b: Rational): Rational => ({
+  num: a.num * b.den + b.num * a.den,
+  den: a.den * b.den,
+});
 
-export const subtract = (a: Rational, b: Rational): Rational =>
-  reduced(a.num * b.den - b.num * a.den, a.den * b.den);
+export const subtract = (a: Rational, b: Rational): Rational => ({
+  num: a.num * b.den - b.num * a.den,
+  den: a.den * b.den,
+});
 
-export const multiply = (a: Rational, b: Rational): Rational => reduced(a.num * b.num, a.den * b.den);
+export const multiply = (a: Rational, b: Rational): Rational => ({ num: a.num * b.num, den: a.den * b.den });
 
 /** Undefined when `b` is zero. */
-export const divide = (a: Rational, b: Rational): Rational | undefined =>
-  b.num === 0n ? undefined : reduced(a.num * b.den, a.den * b.num);
+export function divide(a: Rational, b: Rational): Rational | undefined {
+  if (b.num === 0n) return undefined;
+  const num = a.num * b.den;
+  return b.num < 0n ? { num: -num, den: a.den * -b.num } : { num, den: a.den * b.num };
+}
 
-export const equals = (a: Rational, b: Rational): boolean => a.num === b.num && a.den === b.den;
+export const equals = (a: Rational, b: Rational): boolean => a.num * b.den === b.num * a.den;
 
-/** `7` or `-7/2`. */
-export const format = (a: Rational): string => (a.den === 1n ? `${a.num}` : `${a.num}/${a.den}`);
+/** `7` or `-7/2`, in lowest terms. */
+export function format(a: Rational): string {
+  const { num, den } = lowest(a);
+  return den === 1n ? `${num}` : `${num}/${den}`;
+}
