@@ -3,7 +3,7 @@
 Reads test/fixtures/saved-model/ (by saved-model.ts); writes test/fixtures/saved-model-expected.json, and the tokenizer as
 transformers saves it again, test/fixtures/tokenizer-resaved/.
 
-Run: pip install torch==2.15.0 transformers==5.23.0
+Run: pip install torch==2.15.0 transformers==5.24.0
      node --import jiti/register test/reference/saved-model.ts && python test/reference/saved_model.py
 """
 
@@ -38,8 +38,10 @@ def main() -> None:
     fast = PreTrainedTokenizerFast.from_pretrained(FOLDER)
     texts = []
     for text in TEXTS:
-        ids = tokenizer(text).input_ids
-        assert ids == fast(text).input_ids == tokenizer(text, add_special_tokens=False).input_ids, text
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert ids == fast(text, add_special_tokens=False).input_ids, text
+        # Asked for nothing, it begins every text as the model has learnt texts to begin.
+        assert [tokenizer.bos_token_id, *ids] == tokenizer(text).input_ids == fast(text).input_ids, text
         texts.append(
             {
                 "text": text,

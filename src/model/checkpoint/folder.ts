@@ -19,6 +19,7 @@ import {
   type ParsedModelConfig,
   parseModelConfig,
 } from "../arch/models.ts";
+import { writeBeginToken } from "../text/begin-token.ts";
 import type { ChatTemplate } from "../text/chat-template.ts";
 import { loadTokenizer, type Tokenizer } from "../text/tokenizer.ts";
 import { tokenizerPaths } from "../text/tokenizer-files.ts";
@@ -311,6 +312,7 @@ export async function writeModelFiles(folder: string, model: WritableModel): Pro
   await writeFileAtomic(join(folder, CONFIG), jsonText(configJsonOf(model)));
   await writeFileAtomic(join(folder, GENERATION), jsonText(generation));
   await model.tokenizer.save(folder);
+  await writeBeginToken(folder, model.tokenizer);
   if (model.chatTemplate === undefined) return;
   const file = tokenizerPaths(folder).config;
   const config = { ...((await readJson(file)) as object), chat_template: model.chatTemplate.source };

@@ -15,7 +15,6 @@ import type { HostArray } from "../../compute/tensor/host.ts";
 import type { LlamaConfig } from "../arch/llama.ts";
 import type { ModelConfig } from "../arch/models.ts";
 import { checkModelFiles, type WritableModel, writeModelFiles } from "../checkpoint/folder.ts";
-import { writeBeginToken } from "./begin-token.ts";
 import { decoderGraph, type OnnxType } from "./decoder.ts";
 import { declared, type PlacedWeight, placeWeights, storedBytes, storedLength } from "./weights.ts";
 
@@ -132,6 +131,5 @@ export async function saveOnnxFolder(
     };
     const extra = { ...model.extra, "transformers.js_config": hints };
     await writeModelFiles(partial, { ...model, extra });
-    await writeBeginToken(partial, model.tokenizer);
   });
 }

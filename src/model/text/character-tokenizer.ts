@@ -9,6 +9,7 @@
 import { z } from "zod";
 import { ConfigError, FormatError } from "../../base/errors.ts";
 import { jsonText } from "../../base/json.ts";
+import { beginsWith } from "./post-processor.ts";
 import { THINK_TAGS } from "./think.ts";
 import {
   type EncodeOptions,
@@ -200,7 +201,7 @@ export function characterTokenizer(options: {
     })),
     normalizer: null,
     pre_tokenizer: null,
-    post_processor: null,
+    post_processor: beginsWith(BOS, ids.get(BOS)!),
     decoder: { type: "Fuse" },
     model: {
       type: "BPE",
@@ -220,6 +221,7 @@ export function characterTokenizer(options: {
     bos_token: BOS,
     eos_token: EOS,
     pad_token: PAD,
+    add_bos_token: true,
     ...(options.modelMaxLength === undefined ? {} : { model_max_length: options.modelMaxLength }),
     clean_up_tokenization_spaces: false,
   };

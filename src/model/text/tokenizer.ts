@@ -10,6 +10,7 @@ import { parsedBy } from "../../base/json.ts";
 import { isControl } from "./added-tokens.ts";
 import { asBpeTokenizer } from "./bpe-tokenizer.ts";
 import { asCharacterTokenizer } from "./character-tokenizer.ts";
+import { prepends } from "./post-processor.ts";
 import { withinTime } from "./time-limit.ts";
 import {
   type EncodeOptions,
@@ -110,20 +111,6 @@ const TokenizerConfig = z.looseObject({
   add_bos_token: z.boolean().nullish(),
 });
 type TokenizerConfig = z.infer<typeof TokenizerConfig>;
-
-const TemplateProcessing = z.object({
-  type: z.literal("TemplateProcessing"),
-  single: z.array(z.object({ SpecialToken: z.object({ id: z.string() }).optional() })),
-});
-const PostProcessors = z.object({ type: z.literal("Sequence"), processors: z.array(z.unknown()) });
-
-/** Whether a post-processor of `tokenizer.json` begins every text with the token. */
-export function prepends(token: string, postProcessor: unknown): boolean {
-  const sequence = PostProcessors.safeParse(postProcessor);
-  if (sequence.success) return sequence.data.processors.some((one) => prepends(token, one));
-  const template = TemplateProcessing.safeParse(postProcessor);
-  return template.success && template.data.single[0]?.SpecialToken?.id === token;
-}
 
 function parseConfig(path: string, text: string): TokenizerConfig {
   const parsed = TokenizerConfig.safeParse(parseTokenizerJson(path, text));

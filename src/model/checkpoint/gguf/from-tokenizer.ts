@@ -9,6 +9,7 @@ import { z } from "zod";
 import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { toByteCharacters, utf8 } from "../../text/byte-level.ts";
 import { type GgufVocabulary, TOKEN_TYPES } from "../../text/gguf.ts";
+import { prepends } from "../../text/post-processor.ts";
 import {
   DEEPSEEK_CODER_PATTERNS,
   DEEPSEEK_LLM_PATTERNS,
@@ -102,12 +103,6 @@ function partsOf(part: Part | null | undefined): readonly Part[] {
 /** The regular expression that a `Split` splits by. */
 function patternOf(part: Part): string | undefined {
   return z.object({ Regex: z.string() }).safeParse(part["pattern"]).data?.Regex;
-}
-
-/** Whether the post-processor begins every text with the token. */
-function prepends(token: string, json: TokenizerJson): boolean {
-  const First = z.tuple([z.object({ SpecialToken: z.object({ id: z.literal(token) }) })], z.unknown());
-  return partsOf(json.post_processor).some((part) => First.safeParse(part["single"]).success);
 }
 
 type Kind = "bytes" | "sentencepiece" | "characters";
@@ -227,7 +222,8 @@ export function vocabularyFromTokenizer(
     paddingId: idOf("pad_token", config.pad_token),
     chatTemplate: templateOf(config),
   };
-  const addBos = config.add_bos_token ?? (kind === "characters" || prepends(config.bos_token ?? "", json));
+  const addBos =
+    config.add_bos_token ?? (kind === "characters" || prepends(config.bos_token ?? "", json.post_processor));
   return {
     ...(kind === "sentencepiece"
       ? { model: "llama", scores: scoresOf(tokens, json), addSpacePrefix: addsSpace(json) }

@@ -1,27 +1,15 @@
 /**
- * Tokenizers of others begin a text with the begin token where the post-processor of `tokenizer.json` does; transformers.js asks it
- * to where `add_bos_token` says so. Models of Pondera's own and those out of GGUF files say it in other ways, which this makes up
- * for.
+ * Tokenizers of others (transformers, vLLM) begin a text with the begin token where the post-processor of `tokenizer.json` does;
+ * transformers.js asks it to where `add_bos_token` says so. Models of Pondera's own and those out of GGUF files say it in other
+ * ways, which this makes up for.
  */
 
 import { writeFileAtomic } from "../../base/files.ts";
 import { jsonText } from "../../base/json.ts";
-import { prepends, type Tokenizer } from "../text/tokenizer.ts";
-import { parseTokenizerJson, readTokenizerFiles, tokenizerPaths } from "../text/tokenizer-files.ts";
+import { beginsWith, prepends } from "./post-processor.ts";
+import { parseTokenizerJson, readTokenizerFiles, type Tokenizer, tokenizerPaths } from "./tokenizer-files.ts";
 
 type Json = Record<string, unknown>;
-
-/** Puts the token before each text, or pair of texts. */
-function template(token: string, id: number): Json {
-  const special = { SpecialToken: { id: token, type_id: 0 } };
-  const sequence = (name: string, type_id: number): Json => ({ Sequence: { id: name, type_id } });
-  return {
-    type: "TemplateProcessing",
-    single: [special, sequence("A", 0)],
-    pair: [special, sequence("A", 0), sequence("B", 1)],
-    special_tokens: { [token]: { id: token, ids: [id], tokens: [token] } },
-  };
-}
 
 /**
  * Makes the tokenizer's files in a folder say that texts begin with the begin token, where they do and the files do not.
@@ -37,7 +25,7 @@ export async function writeBeginToken(folder: string, tokenizer: Tokenizer): Pro
   const json = parseTokenizerJson(paths.tokenizer, files.tokenizer) as Json;
   const own = json["post_processor"];
   if (!prepends(token, own)) {
-    const begin = template(token, bosId);
+    const begin = beginsWith(token, bosId);
     const post_processor = own ? { type: "Sequence", processors: [own, begin] } : begin;
     await writeFileAtomic(paths.tokenizer, `${JSON.stringify({ ...json, post_processor })}\n`);
   }
