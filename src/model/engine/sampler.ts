@@ -45,7 +45,7 @@ export class Sampler {
   readonly #vocabSize: number;
   /** Of the ids that may be drawn. */
   readonly #mass: Float64Array;
-  readonly #order: Uint32Array;
+  readonly #ranking: Ranking;
   readonly #filters: boolean;
 
   /** @param tokens  ids below this alone are drawn; log-probabilities are of all there are. @default all */
@@ -54,7 +54,7 @@ export class Sampler {
     this.#options = options;
     this.#vocabSize = vocabSize;
     this.#mass = new Float64Array(tokens);
-    this.#order = new Uint32Array(tokens);
+    this.#ranking = new Ranking(tokens);
     this.#filters = options.topK > 0 || options.topP < 1 || options.minP > 0;
   }
 
@@ -113,22 +113,97 @@ export class Sampler {
     const { topK, topP, minP } = this.#options;
     const mass = this.#mass;
     const V = mass.length;
-    const order = this.#order;
-    for (let i = 0; i < V; i++) order[i] = i;
-    // Equal masses keep the order of their ids, so that the result does not depend on the sort.
-    order.sort((a, b) => mass[b]! - mass[a]! || a - b);
-    let afterTopK = topK > 0 ? Math.min(topK, V) : V;
-    while (afterTopK < V && mass[order[afterTopK]!]! === mass[order[afterTopK - 1]!]!) afterTopK++;
-    let candidates = 0;
-    for (let i = 0; i < afterTopK; i++) candidates += mass[order[i]!]!;
+    if (topK === 0 && topP === 1) return this.#atLeast(minP);
+    const ranking = this.#ranking.start(mass);
+    let afterTopK = V;
+    if (topK > 0 && topK < V) {
+      afterTopK = topK;
+      const last = mass[ranking.at(topK - 1)]!;
+      while (afterTopK < V && mass[ranking.at(afterTopK)]! === last) afterTopK++;
+    }
+    let candidates = total;
+    if (afterTopK < V) {
+      candidates = 0;
+      for (let i = 0; i < afterTopK; i++) candidates += mass[ranking.at(i)]!;
+    }
     // Top-p counts within what top-k left; the token that crosses p stays in. All of it keeps also what is too small to
     // be seen in the sum.
     let keep = topP < 1 ? 0 : afterTopK;
     let kept = topP < 1 ? 0 : candidates;
-    while (keep < afterTopK && (keep === 0 || kept < topP * candidates)) kept += mass[order[keep++]!]!;
-    const least = minP * mass[order[0]!]!;
-    while (keep > 1 && mass[order[keep - 1]!]! < least) kept -= mass[order[--keep]!]!;
-    for (let i = keep; i < V; i++) mass[order[i]!] = 0;
-    return keep === V ? total : kept;
+    while (keep < afterTopK && (keep === 0 || kept < topP * candidates)) kept += mass[ranking.at(keep++)]!;
+    const least = minP * mass[ranking.at(0)]!;
+    while (keep > 1 && mass[ranking.at(keep - 1)]! < least) kept -= mass[ranking.at(--keep)]!;
+    if (keep === V) return total;
+    const last = ranking.at(keep - 1);
+    const smallest = mass[last]!;
+    for (let id = 0; id < V; id++) {
+      if (mass[id]! < smallest || (mass[id]! === smallest && id > last)) mass[id] = 0;
+    }
+    return kept;
+  }
+
+  /** Min-p alone, for which nothing need be ranked. @returns the mass that stays */
+  #atLeast(share: number): number {
+    const mass = this.#mass;
+    let largest = 0;
+    for (const m of mass) if (m > largest) largest = m;
+    let kept = 0;
+    for (let id = 0; id < mass.length; id++) {
+      if (mass[id]! < share * largest) mass[id] = 0;
+      else kept += mass[id]!;
+    }
+    return kept;
+  }
+}
+
+/** How much smaller than the last a mass may be to be ranked along with it, the next time more are asked for. */
+const STEP = 2 ** -5;
+
+/**
+ * Ids by falling mass, ranked no further than somebody looks: of the 150,000 tokens of a large vocabulary top-p often keeps one.
+ * Equal masses keep the order of their ids, so that the result does not depend on the sort.
+ */
+class Ranking {
+  readonly #order: Uint32Array;
+  #mass: Float64Array = new Float64Array(0);
+  #ranked = 0;
+  /** Ids of at least this mass are ranked. */
+  #floor = Infinity;
+
+  constructor(tokens: number) {
+    this.#order = new Uint32Array(tokens);
+  }
+
+  /** Begins anew. @param mass  not to be changed while it is ranked, as many as there are tokens */
+  start(mass: Float64Array): this {
+    this.#mass = mass;
+    this.#ranked = 0;
+    this.#floor = Infinity;
+    return this;
+  }
+
+  /** The id at a rank, from 0. */
+  at(rank: number): number {
+    while (rank >= this.#ranked) this.#rankMore();
+    return this.#order[rank]!;
+  }
+
+  #rankMore(): void {
+    const mass = this.#mass;
+    const above = this.#floor;
+    // The largest that is left, so that every call ranks at least one.
+    let largest = -1;
+    for (const m of mass) if (m < above && m > largest) largest = m;
+    const floor = largest * STEP;
+    const from = this.#ranked;
+    let end = from;
+    for (let id = 0; id < mass.length; id++) {
+      // What is no number comes last.
+      const isNext = largest < 0 ? Number.isNaN(mass[id]) : mass[id]! < above && mass[id]! >= floor;
+      if (isNext) this.#order[end++] = id;
+    }
+    this.#order.subarray(from, end).sort((a, b) => mass[b]! - mass[a]! || a - b);
+    this.#ranked = end;
+    this.#floor = floor;
   }
 }

@@ -57,6 +57,48 @@ describe.each([
   });
 });
 
+/** What the filters leave of a row's masses, by ranking all of them: the slow way. */
+function filteredSlowly(logits: Float32Array, { topK, topP, minP }: Omit<SamplingOptions, "temperature">) {
+  const largest = Math.max(...logits);
+  const mass = Array.from(logits, (x) => Math.exp(x - largest));
+  const order = [...mass.keys()].sort((a, b) => mass[b]! - mass[a]! || a - b);
+  const last = topK > 0 && topK < order.length ? mass[order[topK - 1]!]! : 0;
+  const candidates = order.filter((id) => mass[id]! >= last);
+  const total = candidates.reduce((sum, id) => sum + mass[id]!, 0);
+  let kept = 0;
+  const likely = candidates.filter((_, i) => {
+    const stays = topP === 1 || i === 0 || kept < topP * total;
+    if (stays) kept += mass[candidates[i]!]!;
+    return stays;
+  });
+  const stay = new Set(likely.filter((id, i) => i === 0 || mass[id]! >= minP * mass[order[0]!]!));
+  return mass.map((m, id) => (stay.has(id) ? m : 0));
+}
+
+it("filters rank no further than they must, and keep what ranking all would", () => {
+  const random = new Random(3);
+  for (let round = 0; round < 300; round++) {
+    const V = 2 + random.integer(60);
+    // From flat to steep; whole numbers make ties, and some tokens are forbidden.
+    const spread = 10 ** (random.uniform() * 4 - 1);
+    const logits = Float32Array.from({ length: V }, (_, id) => {
+      if (id > 0 && random.uniform() < 0.1) return -Infinity;
+      const x = spread * random.normal();
+      return round % 2 === 0 ? Math.round(x) : x;
+    });
+    const options = {
+      topK: random.uniform() < 0.5 ? 0 : random.integer(V + 2),
+      topP: random.uniform() < 0.3 ? 1 : 0.05 + 0.9 * random.uniform(),
+      minP: random.uniform() < 0.5 ? 0 : random.uniform(),
+    };
+    const expected = filteredSlowly(logits, options);
+    const kept = expected.reduce((a, b) => a + b, 0);
+    const ours = sampler(V, options).probabilities(logits);
+    for (const [id, m] of expected.entries())
+      expect(ours[id], `round ${round}, ${id}`).toBeCloseTo(m / kept, 12);
+  }
+});
+
 describe("a token", () => {
   it("is none of the rows that stand for no token, though they count", () => {
     const logits = Float32Array.of(0, 1, 2, 900, 3);
