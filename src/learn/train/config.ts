@@ -19,6 +19,8 @@ const countOrNone = z.int("must be a whole number").min(0, "must be at least 0")
 const positive = z.number("must be a number").positive("must be above 0");
 const nonNegative = z.number("must be a number").min(0, "must be at least 0");
 const share = z.number("must be a number").min(0, "must be from 0 to 1").max(1, "must be from 0 to 1");
+/** Runs from before there was one sampled from all tokens. */
+const topP = share.gt(0, "must be above 0").default(1);
 const belowOne = nonNegative.lt(1, "must be below 1");
 
 const Rates = z.strictObject({
@@ -185,9 +187,9 @@ const Schema = z.strictObject({
   sft: LanguageStage,
   rl: PolicyStage,
   /** Before and after reinforcement learning, on held-out prompts. */
-  evaluation: z.strictObject({ count, samples: count, temperature: nonNegative }),
+  evaluation: z.strictObject({ count, samples: count, temperature: nonNegative, topP }),
   /** During it; `every` 0 is never. */
-  validation: z.strictObject({ every: countOrNone, count, temperature: nonNegative }),
+  validation: z.strictObject({ every: countOrNone, count, temperature: nonNegative, topP }),
   /** Steps between checkpoints. */
   checkpointEvery: count,
   /** Samples of each step that are kept in samples.jsonl. */

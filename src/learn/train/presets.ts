@@ -60,9 +60,9 @@ const QUICK: FreshRunConfig = {
     optimizer: { ...OPTIMIZER_DEFAULTS, matrices: "adamw" },
     batchTokens: 4096,
   },
-  // As DeepSeek samples when it measures (arXiv:2501.12948, section 3), but for top-p.
-  evaluation: { count: 1000, samples: 1, temperature: 0.6 },
-  validation: { every: 20, count: 128, temperature: 0.6 },
+  // As DeepSeek samples when it measures (arXiv:2501.12948, section 3).
+  evaluation: { count: 1000, samples: 1, temperature: 0.6, topP: 0.95 },
+  validation: { every: 20, count: 128, temperature: 0.6, topP: 0.95 },
   checkpointEvery: 25,
   samplesPerStep: 4,
   countdown: { game: "quick", formatWeight: 0.1, explore: {} },
@@ -107,8 +107,8 @@ const SMOKE: FreshRunConfig = {
   },
   sft: { ...QUICK.sft, rows: 8, rowLength: 128 },
   rl: { ...QUICK.rl, steps: 8, prompts: 8, samples: 4, maxNewTokens: 96, slots: 32, batchTokens: 1024 },
-  evaluation: { count: 64, samples: 1, temperature: 1 },
-  validation: { every: 4, count: 16, temperature: 1 },
+  evaluation: { count: 64, samples: 1, temperature: 1, topP: 1 },
+  validation: { every: 4, count: 16, temperature: 1, topP: 1 },
   checkpointEvery: 25,
 };
 
@@ -137,8 +137,8 @@ const TUNE: RunConfig = {
     schedule: { warmup: 2, decay: 0.3, final: 0.2 },
     batchTokens: 1024,
   },
-  evaluation: { count: 64, samples: 1, temperature: 0.6 },
-  validation: { every: 0, count: 32, temperature: 0.6 },
+  evaluation: { count: 64, samples: 1, temperature: 0.6, topP: 0.95 },
+  validation: { every: 0, count: 32, temperature: 0.6, topP: 0.95 },
   checkpointEvery: 10,
 };
 

@@ -514,13 +514,13 @@ export class Training<Row> {
 
   /** @param signal  ends it early; the signal's reason is then thrown */
   #evaluate(
-    { count, samples, temperature }: RunConfig["evaluation"],
+    { count, samples, temperature, topP }: RunConfig["evaluation"],
     signal?: AbortSignal,
   ): Promise<Evaluation> {
     const { task, config } = this.#parts;
     this.#engine.adopt(this.#trainer!.weights());
     return evaluate(this.#engine, this.#tokenizer, task, task.validation.slice(0, count), {
-      ...{ samples, temperature, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
+      ...{ samples, temperature, topP, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
       ...{ write: this.#write, stopIds: this.#stopIds },
       ...(signal === undefined ? {} : { signal }),
     });
@@ -545,8 +545,8 @@ export class Training<Row> {
 
   /** Not to be interrupted: the weights have moved, and the step is not recorded yet. */
   async #validate(): Promise<NonNullable<StepMetrics["validation"]>> {
-    const { count, temperature } = this.#parts.config.validation;
-    const { summary } = await this.#evaluate({ count, samples: 1, temperature });
+    const { count, temperature, topP } = this.#parts.config.validation;
+    const { summary } = await this.#evaluate({ count, samples: 1, temperature, topP });
     return { pass1: summary.pass1, count: summary.count, meanLength: summary.meanLength };
   }
 
@@ -554,9 +554,9 @@ export class Training<Row> {
   async #saveModel(): Promise<void> {
     const { folder, config, base } = this.#parts;
     const path = join(folder.path, "model");
-    const { temperature } = config.evaluation;
+    const { temperature, topP } = config.evaluation;
     const generationConfig = {
-      ...(temperature > 0 ? { do_sample: true, temperature } : { do_sample: false }),
+      ...(temperature > 0 ? { do_sample: true, temperature, top_p: topP } : { do_sample: false }),
       max_new_tokens: config.rl.maxNewTokens,
     };
     const tensors = this.#weights();

@@ -200,7 +200,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   );
   const positions = longest + maxNewTokens;
   const slots = slotsFor(model, examples.length * samples, positions);
-  const heading = `${found.name} on ${what}, ${samples} sample${samples === 1 ? "" : "s"} each at temperature ${temperature}`;
+  const heading = `${found.name} on ${what}, ${samples} sample${samples === 1 ? "" : "s"} each at temperature ${temperature}${topP < 1 ? `, top-p ${topP}` : ""}`;
   if (isInteractive(io.stderr, io.env)) {
     io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
   }
