@@ -33,7 +33,7 @@ export const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "learn/losses": ["compute"],
   "learn/optim": ["compute", "model", "learn/losses"],
   "learn/cost": ["compute", "model"],
-  "learn/runs": ["compute/tensor", "model/checkpoint"],
+  "learn/runs": ["compute/tensor", "model/checkpoint", "learn/tasks"],
   "learn/eval": ["compute", "model", "learn/runs", "learn/tasks"],
   "learn/train": [
     "compute",

@@ -193,6 +193,6 @@ ${result !== undefined && costSection(result)}
  */
 export async function writeReport(folder: string): Promise<string> {
   const path = join(folder, "report.html");
-  await writeFileAtomic(path, renderReport(await readRun(folder), await loadAssets()));
+  await writeFileAtomic(path, renderReport(await readRun(folder, { samples: true }), await loadAssets()));
   return path;
 }

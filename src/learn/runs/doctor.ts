@@ -1,9 +1,11 @@
 /**
- * Reads a run's metrics as somebody who has trained such models would: says in plain words what is wrong, on what
- * evidence, and what to change. Every rule is a row of one table, with its thresholds named above it.
+ * Reads a run's metrics and samples as somebody who has trained such models would: says in plain words what is wrong, on
+ * what evidence, and what to change. Every rule is a row of one table, with its thresholds named above it.
  */
 
-import type { RolloutMetrics, StepMetrics } from "./records.ts";
+import { readAnswer } from "../tasks/answer.ts";
+import { describe } from "../tasks/task.ts";
+import type { RolloutMetrics, SampleRecord, StepMetrics } from "./records.ts";
 
 /** `problem`: the run cannot succeed like this. `warning`: it may. `good`: nothing to do. */
 export type Level = "problem" | "warning" | "good";
@@ -29,8 +31,10 @@ export const EQUAL_GROUPS = { warning: 0.8, problem: 0.95 };
 /** pass@1 above which equal rewards mean "solved" and below which they mean "out of reach". */
 export const SOLVED = 0.95;
 export const HOPELESS = 0.02;
-/** Mean format reward, as a share of its largest value 1, under which answers practically never parse. */
+/** Share of completions that can be read, or mean of a reward for the form, under which answers practically never parse. */
 export const FORMAT = 0.05;
+/** Fewest samples to judge by: if none of 20 has something, with 95 % certainty fewer than one in seven has it. */
+export const MIN_SAMPLES = 20;
 export const TRUNCATED = { warning: 0.5, problem: 0.9 };
 /** Nats per token. A collapsed policy samples the same completion again and again. */
 export const ENTROPY_FLOOR = 0.02;
@@ -53,6 +57,9 @@ export const VALIDATION_FALL = 0.03;
 /** Steps after which some progress is due, and the least rise of pass@1 that counts as progress. */
 export const PROGRESS = { steps: 60, rise: 0.02 };
 
+/** The tag of an answer in the R1 way of writing (answer.ts), opened or closed. */
+const TAG = /<\/?answer>/;
+
 type RlStep = StepMetrics & { readonly rl: RolloutMetrics };
 
 /** What the rules look at, computed once. */
@@ -61,6 +68,10 @@ interface Chart {
   /** The first and the last {@link WINDOW} steps; they overlap in a short run. */
   readonly first: readonly RlStep[];
   readonly last: readonly RlStep[];
+  /** Those of the last steps that were written down; none in a run that keeps no samples. */
+  readonly samples: readonly SampleRecord[];
+  /** Whether a prompt or completion of the run has an answer tag: then answers are read from between tags. */
+  readonly tagged: boolean;
 }
 
 function mean(values: readonly number[]): number {
@@ -87,10 +98,80 @@ const number = (value: number): string => String(Number(value.toPrecision(3)));
 const level = (value: number, limits: { warning: number; problem: number }): Level | undefined =>
   value >= limits.problem ? "problem" : value >= limits.warning ? "warning" : undefined;
 
+/** What the policy writes now, as a piece of evidence. */
+function newest(samples: readonly SampleRecord[]): string {
+  const last = samples.at(-1);
+  return last === undefined ? "" : `; the newest sample is ${describe(last.completion)}`;
+}
+
+/**
+ * Why it seems that no answer can be read; undefined where answers are read or nothing can be told. What a task can read
+ * only its rewards know. The one named `format` decides where there is one. Without it a right completion was read,
+ * whatever it looks like. Where none is right, answer tags decide if the run has any, and else the rewards beside
+ * accuracy, which pay for JSON that is valid or a query that runs: a guess, as they might be for something else.
+ */
+function unread({ last, samples, tagged }: Chart): { guess: boolean; evidence: string } | undefined {
+  const over = `over the last ${last.length} steps`;
+  const earned = (name: string) => meanOf(last, (rl) => rl.rewards[name]?.mean);
+  const format = earned("format");
+  if (format !== undefined) {
+    if (format > FORMAT) return undefined;
+    return { guess: false, evidence: `mean format reward ${number(format)} ${over}` };
+  }
+  const pass1 = meanOf(last, (rl) => rl.pass1)!;
+  if (pass1 > HOPELESS) return undefined;
+  const nothing = `pass@1 ${percent(pass1)} ${over}`;
+  if (tagged && samples.length >= MIN_SAMPLES) {
+    const read = samples.filter(({ completion }) => readAnswer(completion) !== undefined).length;
+    if (read > FORMAT * samples.length) return undefined;
+    const counted = `${read} of ${samples.length} samples have an answer between <answer> and </answer>`;
+    return { guess: false, evidence: `${nothing}; ${counted}` };
+  }
+  const names = new Set(last.flatMap((s) => Object.keys(s.rl.rewards)));
+  // The only reward is the one for being right.
+  const beside = names.size < 2 ? [] : [...names].filter((name) => name !== "accuracy");
+  // Below zero it is a penalty, which says nothing of whether an answer was read.
+  const paid = beside.map((name) => [name, earned(name)!] as const).filter(([, value]) => value >= 0);
+  if (paid.length === 0 || paid.some(([, value]) => value > FORMAT)) return undefined;
+  const means = paid.map(([name, value]) => `${name} ${number(value)}`).join(", ");
+  return { guess: true, evidence: `${nothing}; mean reward of ${means}` };
+}
+
 type Rule = (chart: Chart) => Omit<Finding, "rule"> | undefined;
 
 const rules: Readonly<Record<string, Rule>> = {
-  "equal-rewards"({ last }) {
+  skipped({ last, samples }) {
+    const silent = last.every((s) => Object.keys(s.rl.rewards).length === 0);
+    const skips = samples.filter(({ rewards }) => Object.values(rewards).every((value) => value === null));
+    const most = samples.length >= MIN_SAMPLES && skips.length >= (1 - FORMAT) * samples.length;
+    if (!silent && !most) return undefined;
+    const evidence = silent
+      ? `no reward said anything over the last ${last.length} steps`
+      : `no reward said anything of ${skips.length} of ${samples.length} samples`;
+    return {
+      level: "problem",
+      finding: "Practically every sample is skipped: rewards return null, so there is nothing to learn from.",
+      evidence: evidence + newest(samples),
+      remedy:
+        "Return 0 for a completion that is bad or cannot be read; null is for samples that should not count.",
+    };
+  },
+
+  "never-parses"(chart) {
+    const found = unread(chart);
+    if (found === undefined) return undefined;
+    return {
+      level: "problem",
+      finding: found.guess
+        ? "Nothing is right and nothing else is rewarded: probably no answer can be read."
+        : "Answers practically never parse, so being right cannot be rewarded.",
+      evidence: found.evidence + newest(chart.samples),
+      remedy:
+        "Show the format in the prompt, pre-train or cold-start on text in that format, allow more new tokens, and look at samples.jsonl for what is written instead.",
+    };
+  },
+
+  "equal-rewards"({ last, samples }) {
     const equal = meanOf(last, (rl) => rl.equalGroups)!;
     const pass1 = meanOf(last, (rl) => rl.pass1)!;
     const found = level(equal, EQUAL_GROUPS);
@@ -109,9 +190,9 @@ const rules: Readonly<Record<string, Rule>> = {
         level: found,
         finding:
           "The task is out of reach: nearly every sample is wrong, so no sample is better than its siblings.",
-        evidence,
+        evidence: evidence + newest(samples),
         remedy:
-          "Start with easier prompts, take more samples per prompt, pre-train the base longer, add a cold start (--preset r1), or give partial rewards.",
+          "Start with easier prompts, take more samples per prompt, pre-train the base longer, add a cold start (--preset r1), or give partial rewards; and look in samples.jsonl for answers that the reward should have read.",
       };
     }
     return {
@@ -120,18 +201,6 @@ const rules: Readonly<Record<string, Rule>> = {
       evidence,
       remedy:
         "Turn on dynamic sampling, take more samples per prompt, raise the temperature, mix easy and hard prompts, and check that the reward looks at the completion.",
-    };
-  },
-
-  "never-parses"({ last }) {
-    const format = meanOf(last, (rl) => rl.rewards["format"]?.mean);
-    if (format === undefined || format > FORMAT) return undefined;
-    return {
-      level: "problem",
-      finding: "Answers practically never parse, so being right cannot be rewarded.",
-      evidence: `mean format reward ${number(format)} over the last ${last.length} steps`,
-      remedy:
-        "Show the format in the prompt, pre-train or cold-start on text in that format, allow more new tokens, and look at samples.jsonl for what is written instead.",
     };
   },
 
@@ -273,8 +342,12 @@ const rules: Readonly<Record<string, Rule>> = {
  * What is wrong with a run and what to change, worst first. A run without faults gets one finding, `healthy`; a run too
  * short to judge gets `too-early`.
  * @param run.metrics   every step of the run in order; a loss that was not finite may have come back from JSON as null
+ * @param run.samples   every sample of the run in order; without them less can be told
  */
-export function diagnose(run: { readonly metrics: readonly StepMetrics[] }): Finding[] {
+export function diagnose(run: {
+  readonly metrics: readonly StepMetrics[];
+  readonly samples?: readonly SampleRecord[];
+}): Finding[] {
   const findings: Finding[] = [];
   const broken = run.metrics.find((m) => !Number.isFinite(m.loss) || !Number.isFinite(m.gradientNorm));
   if (broken !== undefined) {
@@ -297,7 +370,15 @@ export function diagnose(run: { readonly metrics: readonly StepMetrics[] }): Fin
     });
     return findings;
   }
-  const chart = { rl, first: rl.slice(0, WINDOW), last: rl.slice(-WINDOW) };
+  const last = rl.slice(-WINDOW);
+  const written = (run.samples ?? []).filter(({ stage }) => stage === "rl");
+  const chart: Chart = {
+    rl,
+    first: rl.slice(0, WINDOW),
+    last,
+    samples: written.filter(({ step }) => step >= last[0]!.step),
+    tagged: written.some(({ prompt, completion }) => TAG.test(`${prompt} ${completion}`)),
+  };
   for (const [rule, judge] of Object.entries(rules)) {
     const finding = judge(chart);
     if (finding !== undefined) findings.push({ rule, ...finding });

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
+import { diagnose, MIN_SAMPLES, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/runs/doctor.ts";
 import type { RolloutMetrics, StepMetrics } from "../../../src/learn/runs/records.ts";
-import { diagnose, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/runs/doctor.ts";
-import { step } from "./synthetic.ts";
+import { sample, step } from "./synthetic.ts";
 
 function run(
   steps: number,
@@ -54,6 +54,81 @@ describe("diagnose", () => {
     const [first] = diagnose(run(30, undefined, () => ({ equalGroups: 0.99, ...pass(0.001) })));
     expect(first?.finding).toMatch(/out of reach/);
     expect(first?.remedy).toMatch(/easier prompts/);
+  });
+
+  describe("of answers that never parse", () => {
+    const none = { pass1: 0, passG: 0, reward: { mean: 0, std: 0 } };
+    /** A run that is never right, what its rewards beside accuracy come to, and what it writes. */
+    const wrong = (beside: Record<string, number>, writes?: (i: number) => string, rl = {}) => {
+      const rewards = Object.fromEntries(
+        Object.entries({ accuracy: 0, ...beside }).map(([name, value]) => [name, { mean: value, std: 0 }]),
+      );
+      const { metrics } = run(30, undefined, () => ({ ...none, rewards, ...rl }));
+      const samples = metrics.map((_, i) =>
+        sample(i + 1, { completion: writes?.(i) ?? "?", correct: false }),
+      );
+      return writes === undefined ? { metrics } : { metrics, samples };
+    };
+    const found = (r: Parameters<typeof diagnose>[0]) => diagnose(r).find((f) => f.rule === "never-parses");
+
+    it("says so of a reward for the form, whatever its name", () => {
+      const finding = found(wrong({ schema: 0.01, overlong: -0.2 }, () => "{age:7"));
+      expect(finding).toMatchObject({
+        level: "problem",
+        finding: expect.stringMatching(/^Nothing is right/),
+      });
+      expect(finding?.evidence).toBe(
+        'pass@1 0 % over the last 20 steps; mean reward of schema 0.01; the newest sample is "{age:7"',
+      );
+      expect(found(wrong({ schema: 0.01 }))?.evidence).not.toContain("newest");
+    });
+
+    it("says nothing where some reward for the form is earned, some are right, or there is none", () => {
+      expect(found(wrong({ schema: 0.9, runs: 0 }))).toBeUndefined();
+      expect(found(wrong({ runs: 0 }, undefined, { pass1: 0.1 }))).toBeUndefined();
+      expect(found(wrong({}))).toBeUndefined();
+      expect(found(wrong({ overlong: -0.2 }))).toBeUndefined();
+    });
+
+    it("reads the samples of a run that writes answer tags, or is asked to", () => {
+      const lost = wrong({}, (i) => (i === 0 ? "<answer>7</answer>" : "<think>7, 7, 7"));
+      expect(found(lost)).toMatchObject({
+        finding: expect.stringMatching(/^Answers practically never parse/),
+        evidence: expect.stringContaining("0 of 20 samples have an answer between <answer> and </answer>"),
+      });
+      const asked = wrong({}, () => "It is 7.");
+      expect(found(asked)).toBeUndefined();
+      const samples = asked.samples!.map((s) => ({ ...s, prompt: "Write <answer>…</answer>." }));
+      expect(found({ ...asked, samples })?.level).toBe("problem");
+      // Half of them readable and wrong is another fault, whatever else is not rewarded.
+      expect(
+        found(wrong({ polite: 0 }, (i) => (i % 2 === 0 ? "<answer>7</answer>" : "<answer>"))),
+      ).toBeUndefined();
+    });
+
+    it("lets the reward named format decide, and does not judge by a few samples", () => {
+      expect(found(wrong({ format: 0.9, schema: 0 }, () => "<answer>"))).toBeUndefined();
+      const { metrics, samples } = wrong({}, () => "<answer>");
+      expect(found({ metrics, samples: samples!.slice(-MIN_SAMPLES) })).toBeDefined();
+      expect(found({ metrics, samples: samples!.slice(-MIN_SAMPLES + 1) })).toBeUndefined();
+    });
+
+    it("tells rewards that are all null from rewards that are zero", () => {
+      const { metrics } = run(30, undefined, () => ({ ...none, rewards: {} }));
+      const silent = diagnose({ metrics }).find((f) => f.rule === "skipped");
+      expect(silent).toMatchObject({ level: "problem", remedy: expect.stringMatching(/^Return 0/) });
+      const seldom = wrong({}, () => "?");
+      expect(rulesOf(seldom)).not.toContain("problem: skipped");
+      const samples = seldom.samples!.map((s) => ({ ...s, rewards: { accuracy: null } }));
+      const skipped = diagnose({ ...seldom, samples }).find((f) => f.rule === "skipped");
+      expect(skipped?.evidence).toBe('no reward said anything of 20 of 20 samples; the newest sample is "?"');
+    });
+  });
+
+  it("shows what is written where the task is out of reach", () => {
+    const { metrics } = run(30, undefined, () => ({ equalGroups: 0.99, ...pass(0.001) }));
+    const [first] = diagnose({ metrics, samples: [sample(30, { completion: "7\n".repeat(60) })] });
+    expect(first?.evidence).toMatch(/the newest sample is "7\\n7.*…$/);
   });
 
   it("excuses low entropy once the task is nearly solved", () => {

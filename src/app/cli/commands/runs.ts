@@ -116,7 +116,7 @@ async function show(name: string | undefined, options: RunsOptions, io: Io): Pro
 }
 
 async function doctor(name: string | undefined, options: RunsOptions, io: Context): Promise<void> {
-  const run = await readRun(await findRun(options.runs, name));
+  const run = await readRun(await findRun(options.runs, name), { samples: true });
   const findings = diagnose(run);
   if (findings.some((f) => f.level === "problem")) io.exitWith(SICK);
   if (options.json) return writeJson(io.stdout, { run: run.manifest.name, findings });
@@ -129,7 +129,7 @@ async function doctor(name: string | undefined, options: RunsOptions, io: Contex
   const width = Math.min(100, columnsOfOutput(io.stdout));
   const lines = findings.flatMap((f) => [
     `${paint[f.level](f.level.padEnd(8))} ${colors.bold(f.finding)}`,
-    ...wrap(`${f.evidence}.`, width - 9).map((text) => colors.dim(`         ${text}`)),
+    ...wrap(`${printable(f.evidence)}.`, width - 9).map((text) => colors.dim(`         ${text}`)),
     ...(f.remedy === "" ? [] : wrap(f.remedy, width - 9).map((text) => `         ${text}`)),
     "",
   ]);

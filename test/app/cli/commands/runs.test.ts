@@ -2,8 +2,9 @@ import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { writeReport } from "../../../../src/app/report/report.ts";
 import { RunFolder } from "../../../../src/learn/runs/run-folder.ts";
-import { pretrainStep, result, step } from "../../../learn/runs/synthetic.ts";
+import { pretrainStep, result, sample, step } from "../../../learn/runs/synthetic.ts";
 import { pondera } from "../harness.ts";
 
 let root: string;
@@ -106,5 +107,23 @@ describe("pondera runs", () => {
       run: "ill",
       findings: [{ rule: "truncated", level: "problem" }],
     });
+  });
+
+  it("examines what was written, and prints it without its control characters", async () => {
+    const asked = { root, name: "mute", task: "own", preset: "quick", seed: 1, config: {}, versions: {} };
+    const run = await RunFolder.create(asked);
+    const nothing = { pass1: 0, rewards: { accuracy: { mean: 0, std: 0 } } };
+    for (let i = 0; i < 20; i++) {
+      await run.appendMetrics(step(i, 20, {}, nothing));
+      await run.appendSamples([sample(i + 1, { completion: "<answer>\u202e\u009b31m7" })]);
+    }
+    await run.close();
+    const { code, out } = await pondera(["runs", "doctor", "mute", "--runs", root]);
+    expect(code).toBe(3);
+    const words = out.replace(/\s+/g, " ");
+    expect(words).toContain("problem Answers practically never parse");
+    expect(words).toContain("0 of 20 samples have an answer between <answer> and </answer>");
+    expect(words).toContain('the newest sample is "<answer>7".');
+    expect(await readFile(await writeReport(run.path), "utf8")).toContain("Answers practically never parse");
   });
 });
