@@ -5,8 +5,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import type { RunResult } from "../../../../src/learn/records/records.ts";
-import { readRun } from "../../../../src/learn/train/run-folder.ts";
+import { readRun } from "../../../../src/learn/runs/read-run.ts";
+import type { RunResult } from "../../../../src/learn/runs/records.ts";
 import { pondera } from "../harness.ts";
 
 let root: string;
