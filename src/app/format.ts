@@ -66,3 +66,12 @@ export function byteSize(value: number): string {
   const [, digits, suffix] = /^(.*?)([a-zA-Z]?)$/.exec(compact(value))!;
   return `${digits}${nbsp}${suffix}B`;
 }
+
+/** How answers were drawn, after "samples"; nothing where that is not known. */
+export function sampledAt(
+  sampling: { readonly temperature: number; readonly topP: number } | undefined,
+): string {
+  if (sampling === undefined) return "";
+  const { temperature, topP } = sampling;
+  return ` at temperature ${temperature}${topP < 1 ? `, top-p ${topP}` : ""}`;
+}

@@ -1,5 +1,11 @@
 import { describe, expect, it } from "vitest";
-import { byteSize, clock, compact, dollars, flops, percent, times } from "../../src/app/format.ts";
+import { byteSize, clock, compact, dollars, flops, percent, sampledAt, times } from "../../src/app/format.ts";
+
+it("sampling is said as far as it is known", () => {
+  expect(sampledAt({ temperature: 0.6, topP: 0.95 })).toBe(" at temperature 0.6, top-p 0.95");
+  expect(sampledAt({ temperature: 1, topP: 1 })).toBe(" at temperature 1");
+  expect(sampledAt(undefined)).toBe("");
+});
 
 describe("numbers as people read them", () => {
   it.each([

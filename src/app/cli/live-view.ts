@@ -8,7 +8,7 @@ import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
 import type { RunResult, SampleRecord, StepMetrics } from "../../learn/runs/records.ts";
 import type { RunFacts } from "../../learn/train/training.ts";
-import { clock, compact, dollars, flops, percent, stageName, times } from "../format.ts";
+import { clock, compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { bar, columnsOf, ellipsize, printable, shellWord, sparkline, wrap } from "./text.ts";
 
@@ -313,7 +313,7 @@ export function renderResult(result: RunResult, width: number, colors: Colors, r
       width,
     );
   const grown = final.meanLength / base.meanLength;
-  const summary = `${percent(base.pass1)} → ${percent(final.pass1)} right on ${final.count.toLocaleString("en")} held-out prompts`;
+  const summary = `${percent(base.pass1)} → ${percent(final.pass1)} right on ${final.count.toLocaleString("en")} held-out prompts${sampledAt(result.sampling)}`;
   const spent = [
     `${result.minutes.toFixed(1)} minutes`,
     `${compact(result.tokens)} tokens`,

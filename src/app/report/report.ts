@@ -13,7 +13,7 @@ import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/runs/doctor.ts";
 import { type RunView, readRun } from "../../learn/runs/read-run.ts";
 import type { EvalSummary, RunResult, SampleRecord } from "../../learn/runs/records.ts";
-import { compact, dollars, flops, percent, stageName, times } from "../format.ts";
+import { compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { type Chart, healthCharts, mainChart, SMOOTHING } from "./charts.ts";
 import { embedJson, type Html, html, raw } from "./html.ts";
@@ -49,7 +49,7 @@ export function intervalPicture(
 </svg>`;
 }
 
-function evalTable({ base, sft, final }: RunResult): Html {
+function evalTable({ base, sft, final, sampling }: RunResult): Html {
   const ks = Object.keys(final.passK).filter((k) => k !== "1");
   const row = (name: string, summary: EvalSummary, color: string) => html`<tr>
 <td>${name}</td><td>${percent(summary.pass1)}</td><td>${percent(summary.interval[0])} – ${percent(summary.interval[1])}</td>
@@ -59,7 +59,7 @@ ${ks.map((k) => html`<td>${summary.passK[k] === undefined ? "" : percent(summary
   return html`<div class="scroll"><table>
 <thead><tr><th></th><th>pass@1</th><th>95 % interval</th><th></th>${ks.map((k) => html`<th>pass@${k}</th>`)}<th>tokens</th><th>cut off</th></tr></thead>
 <tbody>${row("before RL", base, "--soft")}${sft !== undefined && row("after the cold start", sft, "--soft")}${row("after RL", final, "--accuracy")}</tbody></table></div>
-<p class="soft">${count(final.count)} held-out prompts, ${final.samplesPerPrompt === 1 ? "one sample each; Wilson intervals" : `${final.samplesPerPrompt} samples each; intervals clustered by prompt`}.</p>`;
+<p class="soft">${count(final.count)} held-out prompts, ${final.samplesPerPrompt === 1 ? `one sample each${sampledAt(sampling)}; Wilson intervals` : `${final.samplesPerPrompt} samples each${sampledAt(sampling)}; intervals clustered by prompt`}.</p>`;
 }
 
 /** What a completion says, its thought apart from its answer. */

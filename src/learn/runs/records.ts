@@ -125,6 +125,8 @@ export interface RunResult {
   readonly base: EvalSummary;
   readonly sft?: EvalSummary;
   readonly final: EvalSummary;
+  /** How these were sampled. Absent in runs from before it was written down. */
+  readonly sampling?: { readonly temperature: number; readonly topP: number };
   readonly tokens: number;
   readonly flops: number;
   readonly cpuHours: number;

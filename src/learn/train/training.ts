@@ -590,6 +590,7 @@ export class Training<Row> {
       base,
       ...(sft === undefined ? {} : { sft }),
       final,
+      sampling: { temperature: config.evaluation.temperature, topP: config.evaluation.topP },
       ...{ tokens, flops },
       cpuHours: this.#cpuHours(elapsed),
       dollars: this.#dollars(elapsed),

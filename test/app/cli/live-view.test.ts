@@ -166,7 +166,7 @@ describe("renderResult", () => {
   it("says what it was, what it became, what it cost and what to type next", () => {
     const text = renderResult(result(), 100, plain).join("\n").replace(/\s+/g, " ");
     for (const part of [
-      "countdown: 23.1 % → 78.4 % right on 1,000 held-out prompts",
+      "countdown: 23.1 % → 78.4 % right on 1,000 held-out prompts at temperature 0.6, top-p 0.95",
       "before RL 23.1 % 95 % [20.6 %, 25.8 %] 41 tokens a thought",
       "after RL 78.4 % 95 % [75.7 %, 80.8 %] 79 tokens a thought",
       "1.9× as long as before",

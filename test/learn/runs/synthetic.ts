@@ -94,6 +94,7 @@ export function result(change: Partial<RunResult> = {}): RunResult {
       meanLength: 78.5,
       passK: { "1": 0.784, "8": 0.93 },
     },
+    sampling: { temperature: 0.6, topP: 0.95 },
     tokens: 12_400_000,
     flops: 7.1e13,
     cpuHours: 0.313,

@@ -17,7 +17,7 @@ import type { Example, Task } from "../../../learn/tasks/task.ts";
 import { cachedNumbers } from "../../../model/arch/models.ts";
 import { closing, loadStoredModel, type StoredModel } from "../../../model/checkpoint/load.ts";
 import { encodePrompt } from "../../../model/engine/text.ts";
-import { compact, percent } from "../../format.ts";
+import { compact, percent, sampledAt } from "../../format.ts";
 import { numberIn, threadsOption, wholeNumber } from "../arguments.ts";
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
@@ -200,7 +200,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   );
   const positions = longest + maxNewTokens;
   const slots = slotsFor(model, examples.length * samples, positions);
-  const heading = `${found.name} on ${what}, ${samples} sample${samples === 1 ? "" : "s"} each at temperature ${temperature}${topP < 1 ? `, top-p ${topP}` : ""}`;
+  const heading = `${found.name} on ${what}, ${samples} sample${samples === 1 ? "" : "s"} each${sampledAt({ temperature, topP })}`;
   if (isInteractive(io.stderr, io.env)) {
     io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
   }
