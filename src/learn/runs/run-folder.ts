@@ -179,7 +179,8 @@ export class RunFolder {
       metricsBytes: metrics.bytes,
       samplesBytes: samples.bytes,
     });
-    for (const old of (await this.checkpoints()).slice(0, -this.#keep)) await removeCheckpoint(this.path, old);
+    for (const old of (await this.checkpoints()).slice(0, -this.#keep))
+      await removeCheckpoint(this.path, old);
   }
 
   /** The steps of the checkpoints there are, ascending. */
@@ -215,7 +216,6 @@ export class RunFolder {
     await logs?.metrics.close();
     await logs?.samples.close();
   }
-
 }
 
 /** Task and preset as one file name: letters, digits and hyphens. */

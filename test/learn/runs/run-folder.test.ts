@@ -21,9 +21,9 @@ import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { FileError, FormatError } from "../../../src/base/errors.ts";
 import { f32, hostArray, i32 } from "../../../src/compute/tensor/host.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { type CreateRun, RunFolder } from "../../../src/learn/runs/run-folder.ts";
-import { findRun, listRuns, readMetrics, readRun, readSamples } from "../../../src/learn/runs/read-run.ts";
 import { readCheckpoint } from "../../../src/learn/runs/checkpoint.ts";
+import { findRun, listRuns, readMetrics, readRun, readSamples } from "../../../src/learn/runs/read-run.ts";
+import { type CreateRun, RunFolder } from "../../../src/learn/runs/run-folder.ts";
 import { RunLockedError } from "../../../src/learn/runs/run-lock.ts";
 import { result, sample, step } from "./synthetic.ts";
 
