@@ -47,6 +47,8 @@ export interface GrpoVersusOptions extends ShapeOptions, VersusOptions {
   readonly slots: number;
   /** TRL's sequences that go through forward and backward at once. */
   readonly microBatch: number;
+  /** Nothing that costs TRL time for nothing is turned off. @default false */
+  readonly trlAsItComes?: boolean;
 }
 
 const Answer = z.object({
@@ -57,6 +59,12 @@ const Answer = z.object({
 
 const LEARNING_RATE = 1e-4;
 
+interface StepSeconds {
+  readonly all: number;
+  /** Of them, those in which completions were sampled. */
+  readonly generating: number;
+}
+
 /** Our side: steps of reinforcement learning as `pondera train` takes them. */
 async function preparePolicy(
   runtime: Runtime,
@@ -64,7 +72,7 @@ async function preparePolicy(
   texts: readonly string[],
   tokenizer: Tokenizer,
   options: GrpoVersusOptions,
-): Promise<{ step: () => Promise<number>; dispose: () => Promise<void> }> {
+): Promise<{ step: () => Promise<StepSeconds>; dispose: () => Promise<void> }> {
   const { prompts, samples, newTokens, slots } = options;
   const { rl } = PRESETS.quick.config;
   const stage: PolicyStageConfig = {
@@ -101,13 +109,13 @@ async function preparePolicy(
       const began = performance.now();
       engine.adopt(trainer.weights());
       const rowLengths = rowLengthsFor(longest);
-      const { tokens } = await policyStep({
+      const { tokens, seconds } = await policyStep({
         ...{ trainer, engine, tokenizer, task, stage, sizes, rowLengths },
         seed: 0,
         step: ++step,
       });
       invariant(tokens.rollout === prompts * samples * newTokens, "every completion has its full length");
-      return (performance.now() - began) / 1000;
+      return { all: (performance.now() - began) / 1000, generating: seconds["rollout"]! };
     },
     async dispose() {
       await trainer.dispose();
@@ -146,24 +154,34 @@ export async function grpoVersusTrl(
     const promptsFile = join(folder.path, "prompts.json");
     await writeFile(promptsFile, JSON.stringify(texts));
     const asked = { model: folder.path, promptsFile, prompts, samples, newTokens, microBatch, threads };
-    const settings = { learningRate: LEARNING_RATE, ignoreEos: true, loss: "dapo" };
+    const settings = {
+      learningRate: LEARNING_RATE,
+      ignoreEos: true,
+      loss: "dapo",
+      asItComes: options.trlAsItComes ?? false,
+    };
     const peer = await startPeer("grpo_trl.py", { ...asked, ...settings }, override);
     try {
       const ours = await preparePolicy(runtime, model, texts, endless(folder.tokenizer), options);
       try {
         // Builds the programs, and binds them to both copies of the weights; the peer warmed up before it was ready.
         for (let i = 0; i < 2; i++) await ours.step();
+        const generating: Record<"Pondera" | "TRL", number[]> = { Pondera: [], TRL: [] };
         const sides = [
           {
             name: "Pondera",
             turn: async () => {
               const seconds: number[] = [];
-              for (let i = 0; i < steps; i++) seconds.push(await ours.step());
+              for (let i = 0; i < steps; i++) {
+                const step = await ours.step();
+                seconds.push(step.all);
+                generating.Pondera.push(step.generating);
+              }
               return seconds;
             },
           },
           {
-            name: "TRL GRPOTrainer",
+            name: options.trlAsItComes ? "TRL, as it comes" : "TRL GRPOTrainer",
             turn: async () => {
               const answer = await peer.request({ cmd: "steps", n: steps }, Answer);
               const full = prompts * samples * newTokens;
@@ -171,6 +189,7 @@ export async function grpoVersusTrl(
                 answer.completionTokens.every((n) => n === full),
                 "every completion has its full length",
               );
+              generating.TRL.push(...answer.generationSeconds);
               return answer.seconds;
             },
           },
@@ -182,6 +201,10 @@ export async function grpoVersusTrl(
           machine: describeMachine(runtime),
           versions: peer.facts.versions,
           groups: [groupOf("a step", prompts * samples * newTokens, timed)],
+          notes: Object.entries(generating).map(
+            ([name, seconds]) =>
+              `${name}: ${(seconds.reduce((a, b) => a + b) / seconds.length).toFixed(1)} s of a step sample completions`,
+          ),
         };
       } finally {
         await ours.dispose();
@@ -204,6 +227,10 @@ if (isMain(import.meta.url)) {
     .option("--new-tokens <n>", "tokens of each completion", count, 96)
     .option("--steps <n>", "steps of each turn", count, 1)
     .option("--slots <n>", "sequences our side decodes side by side", count, 256)
+    .option(
+      "--trl-as-it-comes",
+      "TRL with all that it does by itself: autocast to bfloat16, activations computed again",
+    )
     .option("--micro-batch <n>", "sequences TRL trains on at once", count, 64);
   await main(command, grpoVersusTrl);
 }

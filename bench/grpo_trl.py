@@ -2,7 +2,8 @@
 
 TRL as its documentation sets it up, with what costs time for nothing turned off: float32 instead of autocast to bfloat16,
 no gradient checkpointing, no KL model (beta 0), no logging. It generates with transformers' `generate` over a static cache,
-a little faster here than its default; micro-batches of 32 and 64 take the same time. The reward is a trivial function of the text.
+a little faster here than its default; micro-batches of 32 and 64 take the same time. With `asItComes` nothing of that is turned off,
+as for somebody who only says `use_cpu`. The reward is a trivial function of the text.
 
 Run: pip install -r bench/requirements.txt
      echo '{"cmd": "steps", "n": 2}' | python bench/grpo_trl.py '{"model": "FOLDER", "promptsFile": "prompts.json"}'
@@ -28,6 +29,7 @@ peer = Peer(
         loss="dapo",
         attention="sdpa",
         cache="static",
+        asItComes=False,
         warmup=1,
         seed=0,
         threads=2,
@@ -125,6 +127,12 @@ class Turns(TrainerCallback):
 
 with peer.starting(), tempfile.TemporaryDirectory() as folder:
     generation = {"min_new_tokens": options["newTokens"]} if options["ignoreEos"] else None
+    tuned = dict(
+        bf16=False,
+        activation_checkpointing=False,
+        optim="adamw_torch_fused",
+        cache_implementation={"dynamic": None, "static": "static"}[options["cache"]],
+    )
     turns = Turns()
     trainer = GRPOTrainer(
         model=model,
@@ -135,8 +143,7 @@ with peer.starting(), tempfile.TemporaryDirectory() as folder:
         args=GRPOConfig(
             output_dir=folder,
             use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
+            **({} if options["asItComes"] else tuned),
             per_device_train_batch_size=options["microBatch"],
             gradient_accumulation_steps=rollout_size // options["microBatch"],
             num_generations=options["samples"],
@@ -147,8 +154,6 @@ with peer.starting(), tempfile.TemporaryDirectory() as folder:
             num_iterations=1,
             learning_rate=options["learningRate"],
             lr_scheduler_type="constant",
-            optim="adamw_torch_fused",
-            cache_implementation={"dynamic": None, "static": "static"}[options["cache"]],
             generation_kwargs=generation,
             max_steps=10**9,
             save_strategy="no",

@@ -17,7 +17,7 @@ export const ARROWS: Readonly<Record<string, readonly string[]>> = {
   "model/nn": ["compute"],
   "model/arch": ["compute", "model/nn"],
   "model/text": ["compute/tensor"],
-  "model/checkpoint": ["compute/tensor", "model/arch", "model/text"],
+  "model/checkpoint": ["compute/tensor", "compute/runtime", "model/arch", "model/text"],
   "model/onnx": [
     "compute/tensor",
     "compute/onnx",

@@ -11,13 +11,11 @@ import { ELEMENT_TYPE } from "../onnx/proto.ts";
 import type { Backend, Binding, NamedTensors, OnnxModel, Port, Session, SessionOptions } from "./backend.ts";
 import { dtypeFromOnnx } from "./backend.ts";
 import type { DeviceTensor } from "./device-tensor.ts";
+import { foreign } from "./ffi.ts";
 import * as ort from "./ort-api.ts";
 import { Lender } from "./ort-lent.ts";
 import { buildModel } from "./ort-model.ts";
 import { expectVersion, isMusl, libraryPath, loadFailure } from "./platform.ts";
-
-/** Kernels recurse, and the calling thread works as one of the pool's: koffi's 128 KiB for async calls overflows. */
-const STACK_BYTES = 8 << 20;
 
 /** What MLAS and AVX-512 loads like best; also a cache line, so two tensors never share one. */
 const ALIGNMENT = 64;
@@ -67,11 +65,6 @@ const NATIVE = Symbol.for("pondera.onnxruntime");
 function loadNative(): Native {
   const kept = KEPT[NATIVE] as { native: Native } | undefined;
   if (kept !== undefined) return kept.native;
-  // Only allowed before koffi loads its first library.
-  const { sync_stack_size = 0, async_stack_size = 0 } = koffi.config();
-  if (sync_stack_size < STACK_BYTES || async_stack_size < STACK_BYTES) {
-    koffi.config({ sync_stack_size: STACK_BYTES, async_stack_size: STACK_BYTES });
-  }
   const library = loadLibrary(libraryPath());
   // struct OrtApiBase { const OrtApi *(*GetApi)(uint32_t version); const char *(*GetVersionString)(void); }
   const base = library.func("OrtGetApiBase", "void *", [])() as bigint;
@@ -106,7 +99,7 @@ function loadNative(): Native {
 
 function loadLibrary(path: string): LibraryHandle {
   try {
-    return koffi.load(path);
+    return foreign().load(path);
   } catch (cause) {
     throw loadFailure(path, isMusl(), cause);
   }

@@ -9,7 +9,8 @@ export interface FloatSource extends AsyncDisposable {
   readonly file: string;
   readonly shapes: ReadonlyMap<string, Shape>;
   /**
-   * Reads a tensor into an array of its own; besides it, no more than a window of the file is in memory.
+   * Reads a tensor into an array of its own, which may be pages of the file; besides it, no more than a window of the file is in
+   * memory.
    * @throws FormatError when there is no such tensor; DTypeError when it holds no floats; FileError when it cannot be read
    */
   readF32(name: string): Promise<HostArray<"f32">>;

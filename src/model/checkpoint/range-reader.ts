@@ -2,14 +2,15 @@
  * An open file of which ranges are read when they are needed, into memory the caller chose: whoever loads a model reads each
  * tensor once, into the array it will live in, so that the file is never in memory beside the model.
  *
- * Plain positioned reads, not a memory map: Node has none, and a map through native code would turn a file that shrinks while
- * it is read into a signal that kills the process, where a short read is an error that can be named.
+ * What lives in memory just as it is stored, weights in float32, is mapped instead. Everything else is read by position: pages of
+ * a map count as memory until they are dropped, and a file that shrinks meanwhile is an error that can be named.
  */
 
 import { readSync } from "node:fs";
 import { type FileHandle, open, stat } from "node:fs/promises";
 import { FileError } from "../../base/errors.ts";
 import { fileError } from "../../base/files.ts";
+import { mapFile } from "../../compute/runtime/map-file.ts";
 
 export interface RangeReader {
   readonly file: string;
@@ -19,6 +20,11 @@ export interface RangeReader {
   readInto(target: Uint8Array, start: number): Promise<void>;
   /** The same at once: for a few bytes. */
   readIntoSync(target: Uint8Array, start: number): void;
+  /**
+   * The whole file as memory, the same at every call: see {@link mapFile}. It outlives the reader.
+   * @returns undefined where files cannot be mapped
+   */
+  map(): Promise<ArrayBuffer | undefined>;
   close(): Promise<void>;
 }
 
@@ -41,6 +47,7 @@ export async function openRanges(file: string): Promise<RangeReader> {
     throw fileError(file, "readable", error);
   }
   const opened = handle;
+  let mapped: Promise<ArrayBuffer | undefined> | undefined;
   /** @throws FileError when nothing came */
   const expectSome = (bytesRead: number, expected: number, got: number): void => {
     if (bytesRead > 0) return;
@@ -75,6 +82,10 @@ export async function openRanges(file: string): Promise<RangeReader> {
       } catch (error) {
         throw fileError(file, "readable", error);
       }
+    },
+    map: () => {
+      mapped ??= mapFile(opened.fd, size);
+      return mapped;
     },
     close: () => opened.close(),
   };

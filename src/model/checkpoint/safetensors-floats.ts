@@ -20,6 +20,9 @@ const SCALE_SUFFIX = "_scale_inv";
 /** Bytes of a file read at once; a multiple of every element's width. */
 const WINDOW_BYTES = 2 ** 20;
 
+/** Tensors smaller than this are not worth pages of their own. */
+const MAPPED_BYTES = 2 ** 16;
+
 /** Multiplies each 128 × 128 block of `y` [R, C] by its scale, f32[⌈R/128⌉, ⌈C/128⌉]. */
 function scaleBlocks(y: Float32Array, [R, C]: readonly [number, number], scales: Float32Array): void {
   const perRow = Math.ceil(C / SCALE_BLOCK);
@@ -56,6 +59,12 @@ class SafetensorsFloats implements FloatSource {
     }
     const dtype = expectFloat(info.dtype, `${this.file}: ${name}`);
     const scales = dtype === "f8_e4m3" ? await this.#scalesOf(name, info) : undefined;
+    const mapped = dtype === "f32" && info.bytes >= MAPPED_BYTES ? await this.#source.map(name) : undefined;
+    // After a header of any length numbers may lie across the boundaries that arrays need.
+    if (mapped !== undefined && mapped.byteOffset % FLOAT_BYTES.f32 === 0) {
+      const { buffer, byteOffset, byteLength } = mapped;
+      return hostArray("f32", info.shape, new Float32Array(buffer, byteOffset, byteLength / FLOAT_BYTES.f32));
+    }
     const array = hostArray("f32", info.shape);
     if (dtype === "f32") {
       await this.#source.readInto(name, new Uint8Array(array.data.buffer), 0);

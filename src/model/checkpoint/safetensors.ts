@@ -52,6 +52,12 @@ export interface TensorSource extends AsyncDisposable {
    * @throws FormatError when there is no such tensor; FileError when the file cannot be read
    */
   readInto(name: string, target: Uint8Array, start: number): Promise<void>;
+  /**
+   * A tensor's bytes where the system keeps those of the file: see {@link RangeReader.map}. They outlive the source.
+   * @returns undefined where files cannot be mapped
+   * @throws FormatError when there is no such tensor
+   */
+  map(name: string): Promise<Uint8Array<ArrayBuffer> | undefined>;
   close(): Promise<void>;
 }
 
@@ -338,6 +344,11 @@ export async function openSafetensors(file: string): Promise<TensorSource> {
       invariant(start >= 0 && start + target.byteLength <= entry.bytes, "a range lies inside its tensor");
       await reader.readInto(target, entry.start + start);
     },
+    async map(name) {
+      const { start, bytes } = entryOf(name);
+      const buffer = await reader.map();
+      return buffer && new Uint8Array(buffer, start, bytes);
+    },
     close,
     [Symbol.asyncDispose]: close,
   };
@@ -415,6 +426,7 @@ export async function openSharded(indexFile: string): Promise<TensorSource> {
     metadata,
     read: async (name) => await shardOf(name).read(name),
     readInto: async (name, target, start) => await shardOf(name).readInto(name, target, start),
+    map: async (name) => await shardOf(name).map(name),
     close,
     [Symbol.asyncDispose]: close,
   };
