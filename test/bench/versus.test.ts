@@ -155,7 +155,7 @@ describe("the comparisons", () => {
     const check = `
       const texts = JSON.parse(readFileSync(options.promptsFile, "utf8"));
       if (texts.length !== 3 || texts.some((text) => text.length !== 5) || !options.ignoreEos) refuse("prompts");`;
-    const answer = `{ seconds: Array(request.n).fill(9), generationSeconds: [], completionTokens: [3 * 2 * 6] }`;
+    const answer = `{ seconds: Array(request.n).fill(9), generationSeconds: [4], completionTokens: [3 * 2 * 6] }`;
     const peer = await standIn("grpo", answer, check);
     const asked = {
       ...tiny,
@@ -173,6 +173,7 @@ describe("the comparisons", () => {
       { name: "TRL GRPOTrainer", runs: [1, 1] },
     ]);
     expect(report.groups[0]?.tokens).toBe(36);
+    expect(report.notes?.[1]).toBe("TRL: 4.0 s of a step sample completions");
   });
 
   it("grpo: refuses an answer that did less work", async () => {
