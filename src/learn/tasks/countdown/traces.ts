@@ -45,6 +45,10 @@ export interface ExploreOptions {
   readonly stopAfterHit?: number;
   /** Chance that the answer is the last try rather than any try of the thought. */
   readonly answerLast?: number;
+  /** Share of the puzzles that have two numbers, where a check says yes far more often. */
+  readonly pairs?: number;
+  /** Share of the drills whose results are checked against a target, where thoughts go forward. */
+  readonly checked?: number;
 }
 
 export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
@@ -54,13 +58,12 @@ export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   stopAfterMiss: 0.18,
   stopAfterHit: 0.5,
   answerLast: 0.85,
+  pairs: 0.3,
+  checked: 0,
 };
 
 /** Walks through one puzzle, after the last of which exploration ends in any case. */
 const MOST_PASSES = 2;
-
-/** Share of two-number puzzles in what is explored. */
-const SMALL_SHARE = 0.3;
 
 /**
  * Numbers from 10 up are one token each, as in the vocabularies of large models: sums become facts about tokens. So are
@@ -159,11 +162,11 @@ export function giveUp(
  * own counts, since it is in the small puzzles that a check sometimes says yes.
  */
 export function explorationPuzzle(random: Random, game: Game, options: ExploreOptions = {}): Puzzle {
-  const { largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const { largest, pairs } = { ...EXPLORE_DEFAULTS, ...options };
   const { numbers: range, target: goal } = game;
   for (;;) {
     const numbers =
-      random.uniform() < SMALL_SHARE
+      random.uniform() < pairs
         ? pairToExplore(random, range, largest)
         : Array.from({ length: random.pick(game.counts) }, () => within(range, random));
     const tries = [...WALKS.forward(gameOf({ numbers, target: 0 }), largest, () => true)];
@@ -202,7 +205,7 @@ export function drill(
   { numbers: range, target }: Omit<Game, "counts">,
   options: ExploreOptions = {},
 ): Trace {
-  const { thoughts, largest } = { ...EXPLORE_DEFAULTS, ...options };
+  const { thoughts, largest, checked } = { ...EXPLORE_DEFAULTS, ...options };
   const sum = (): string => {
     const most = random.uniform() < 0.5 ? largest : Math.min(range.max, largest);
     const small = within({ min: 2, max: Math.floor(Math.sqrt(most)) }, random);
@@ -234,7 +237,22 @@ export function drill(
     const kind = random.uniform();
     return kind < 0.35 ? sum() : kind < 0.65 ? need() : lastLine(random, { numbers: range, target }, largest);
   };
-  return { prompt: "", completion: Array.from({ length: DRILL_LENGTHS[thoughts] }, entry).join(" ") };
+  const entries = Array.from({ length: DRILL_LENGTHS[thoughts] }, entry);
+  const isChecked = thoughts === "forward" && checked > 0 && random.uniform() < checked;
+  return isChecked ? checkedDrill(entries, target, random) : { prompt: "", completion: entries.join(" ") };
+}
+
+/** A drill under a target, one of its own results where one can be, with a check behind each. */
+function checkedDrill(entries: readonly string[], target: Range, random: Random): Trace {
+  const results = entries.map((line) => /=(\d+)$/.exec(line)?.[1]);
+  const possible = results.filter(
+    (result) => result !== undefined && Number(result) >= target.min && Number(result) <= target.max,
+  );
+  const goal = possible.length === 0 ? `${within(target, random)}` : random.pick(possible)!;
+  const lines = entries.map((line, i) =>
+    results[i] === undefined ? line : `${line}${results[i] === goal ? HIT : MISS}`,
+  );
+  return { prompt: `= ${goal}\n`, completion: lines.join(" ") };
 }
 
 const OPERATORS = ["+", "-", "*", "/"] as const;

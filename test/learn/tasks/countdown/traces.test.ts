@@ -11,6 +11,7 @@ import {
   COUNTDOWN_TOKENS,
   demonstrate,
   drill,
+  type ExploreOptions,
   explorationPuzzle,
   explore,
   puzzlePrompt,
@@ -218,6 +219,33 @@ describe("drills", () => {
       if (value === undefined) expect([operator, Number(a) % Number(b) === 0], entry).toEqual(["/", false]);
       else expect(evaluate(`${a}${operator}${b}`).value, entry).toBe(value);
     }
+  });
+
+  it("may be checked against a target, which is mostly one of their results", () => {
+    const options = { checked: 1 };
+    let hits = 0;
+    for (let i = 0; i < 200; i++) {
+      const { prompt, completion } = drill(new Random(9, i), game, options);
+      const target = /^= (\d+)\n$/.exec(prompt)![1];
+      const checks = [...completion.matchAll(/=(\d+)([✓✗])/g)];
+      // What makes nothing has a sign of its own.
+      expect(checks.length + [...completion.matchAll(/\/\d+✗/g)].length).toBe(16);
+      for (const [check, value, verdict] of checks) expect(verdict === HIT, check).toBe(value === target);
+      if (completion.includes(HIT)) hits++;
+      expect(Number(target)).toBeGreaterThanOrEqual(game.target.min);
+      expect(Number(target)).toBeLessThanOrEqual(game.target.max);
+    }
+    expect(hits).toBeGreaterThan(190);
+  });
+
+  it("are checked as often as asked, and never where thoughts go backward", () => {
+    const checkedOf = (options: ExploreOptions) =>
+      Array.from({ length: 400 }, (_, i) => drill(new Random(9, i), game, options)).filter(
+        ({ prompt }) => prompt !== "",
+      );
+    expect(checkedOf({ checked: 0.25 }).length / 400).toBeCloseTo(0.25, 1);
+    expect(checkedOf({})).toEqual([]);
+    expect(checkedOf({ checked: 1, thoughts: "backward" })).toEqual([]);
   });
 
   describe("where thoughts go backward", () => {
