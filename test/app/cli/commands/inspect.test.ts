@@ -156,7 +156,7 @@ describe("pondera inspect", () => {
   });
 
   it("says what is missing", async () => {
-    const absent = await pondera(["inspect", join(folder, "none")]);
+    const absent = await pondera(["inspect", join(folder, "none"), "--runs", folder]);
     expect(absent.code).toBe(1);
     const empty = await pondera(["inspect", folder]);
     expect(empty.code).toBe(1);
