@@ -56,10 +56,14 @@ function evalTable({ base, sft, final, sampling }: RunResult): Html {
 <td>${intervalPicture(summary, color)}</td>
 ${ks.map((k) => html`<td>${summary.passK[k] === undefined ? "" : percent(summary.passK[k])}</td>`)}
 <td>${summary.meanLength.toFixed(1)}</td><td>${percent(summary.truncatedFraction)}</td></tr>`;
+  const [samples, intervals] =
+    final.samplesPerPrompt === 1
+      ? ["one sample", "Wilson intervals"]
+      : [`${final.samplesPerPrompt} samples`, "intervals clustered by prompt"];
   return html`<div class="scroll"><table>
 <thead><tr><th></th><th>pass@1</th><th>95 % interval</th><th></th>${ks.map((k) => html`<th>pass@${k}</th>`)}<th>tokens</th><th>cut off</th></tr></thead>
 <tbody>${row("before RL", base, "--soft")}${sft !== undefined && row("after the cold start", sft, "--soft")}${row("after RL", final, "--accuracy")}</tbody></table></div>
-<p class="soft">${count(final.count)} held-out prompts, ${final.samplesPerPrompt === 1 ? `one sample each${sampledAt(sampling)}; Wilson intervals` : `${final.samplesPerPrompt} samples each${sampledAt(sampling)}; intervals clustered by prompt`}.</p>`;
+<p class="soft">${count(final.count)} held-out prompts, ${samples} each${sampledAt(sampling)}; ${intervals}.</p>`;
 }
 
 /** What a completion says, its thought apart from its answer. */

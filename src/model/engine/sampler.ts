@@ -54,7 +54,7 @@ export class Sampler {
     this.#options = options;
     this.#vocabSize = vocabSize;
     this.#mass = new Float64Array(tokens);
-    this.#ranking = new Ranking(tokens);
+    this.#ranking = new Ranking(this.#mass);
     this.#filters = options.topK > 0 || options.topP < 1 || options.minP > 0;
   }
 
@@ -114,7 +114,8 @@ export class Sampler {
     const mass = this.#mass;
     const V = mass.length;
     if (topK === 0 && topP === 1) return this.#atLeast(minP);
-    const ranking = this.#ranking.start(mass);
+    const ranking = this.#ranking;
+    ranking.start();
     let afterTopK = V;
     if (topK > 0 && topK < V) {
       afterTopK = topK;
@@ -164,22 +165,21 @@ const STEP = 2 ** -5;
  * Equal masses keep the order of their ids, so that the result does not depend on the sort.
  */
 class Ranking {
+  readonly #mass: Float64Array;
   readonly #order: Uint32Array;
-  #mass: Float64Array = new Float64Array(0);
   #ranked = 0;
   /** Ids of at least this mass are ranked. */
   #floor = Infinity;
 
-  constructor(tokens: number) {
-    this.#order = new Uint32Array(tokens);
+  constructor(mass: Float64Array) {
+    this.#mass = mass;
+    this.#order = new Uint32Array(mass.length);
   }
 
-  /** Begins anew. @param mass  not to be changed while it is ranked, as many as there are tokens */
-  start(mass: Float64Array): this {
-    this.#mass = mass;
+  /** Begins anew: to be called when masses have changed. */
+  start(): void {
     this.#ranked = 0;
     this.#floor = Infinity;
-    return this;
   }
 
   /** The id at a rank, from 0. */
