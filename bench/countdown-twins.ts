@@ -27,6 +27,7 @@ import { newTokensFor, openModel } from "../src/app/cli/model.ts";
 import { type Column, table } from "../src/app/cli/table.ts";
 import { compact, percent } from "../src/app/format.ts";
 import { ConfigError, invariant, PonderaError } from "../src/base/errors.ts";
+import { mean } from "../src/base/numbers.ts";
 import { evaluate } from "../src/learn/eval/evaluate.ts";
 import { clusteredInterval } from "../src/learn/eval/statistics.ts";
 import { findRun, readRun } from "../src/learn/runs/read-run.ts";
@@ -357,7 +358,6 @@ function curveOf(metrics: readonly StepMetrics[]): NonNullable<TwinRow["curve"]>
     spent += seconds;
     parts[Math.min(PARTS - 1, Math.floor((PARTS * spent) / all))]!.push({ pass1, length: length.all });
   }
-  const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
   return parts
     .filter((part) => part.length > 0)
     .map((part) => ({
@@ -399,7 +399,6 @@ export function pairedDifference(
   a: readonly (readonly number[])[],
   b: readonly (readonly number[])[],
 ): { difference: number; interval: [number, number] } {
-  const mean = (values: readonly number[]): number => values.reduce((x, y) => x + y, 0) / values.length;
   const differences = a.map((scores, i) => mean(scores) - mean(b[i]!));
   const difference = mean(differences);
   const variance =
@@ -461,8 +460,8 @@ export async function countdownTwins(options: TwinsOptions): Promise<TwinsReport
     benchmark: "countdown-twins",
     ...{ game, original, puzzles, minutesScale, machine, rows },
     pooled: [ours, ...twins].map((variant) => {
-      const { mean, interval } = clusteredInterval(scores[variant]);
-      return { variant, pass1: mean, interval };
+      const { mean: pass1, interval } = clusteredInterval(scores[variant]);
+      return { variant, pass1, interval };
     }),
     margins: twins.map((over) => ({ over, ...pairedDifference(scores[ours], scores[over]) })),
     slowdown,

@@ -17,6 +17,7 @@ import {
   renderPage,
 } from "../src/app/report/report.ts";
 import { writeFileAtomic } from "../src/base/files.ts";
+import { mean } from "../src/base/numbers.ts";
 import { type RunView, readRun } from "../src/learn/runs/read-run.ts";
 import type { RolloutMetrics } from "../src/learn/runs/records.ts";
 import type { Original, TwinRow, TwinsReport, Variant } from "./countdown-twins.ts";
@@ -45,8 +46,6 @@ const LACKS: Readonly<Record<Original, { readonly over: Variant; readonly what: 
 
 /** Stretches of the longest training that a curve has a point for. */
 const STRETCHES = 60;
-
-const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
 
 const points = (fraction: number): string => (100 * fraction).toFixed(1).replace("-", "−");
 

@@ -1,6 +1,7 @@
 /** From rewards to per-token training signals: pure host arithmetic, checked by hand in the tests. */
 
 import { ShapeError } from "../../base/errors.ts";
+import { mean } from "../../base/numbers.ts";
 import type { PolicyLossName } from "./grpo.ts";
 
 export type RewardScaling = "group" | "batch" | "none";
@@ -40,10 +41,10 @@ export function advantages(
     const values = known[prompt]!;
     // Exactly 0, where the mean of equal numbers might be off by a rounding: such a group needs no backward pass.
     if (values.every((value) => value === values[0])) return group.map(() => 0);
-    const mean = values.reduce((a, b) => a + b, 0) / values.length;
+    const center = mean(values);
     const divisor =
       scaling === "none" ? 1 : (scaling === "group" ? spread(values) : batchSpread) + SPREAD_EPSILON;
-    return group.map((reward) => (reward === null ? 0 : (reward - mean) / divisor));
+    return group.map((reward) => (reward === null ? 0 : (reward - center) / divisor));
   });
 }
 

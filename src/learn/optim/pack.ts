@@ -121,22 +121,58 @@ export interface BucketShape {
   /** Tokens of a batch, of any row length, at most; a batch has at least one row. */
   readonly batchTokens: number;
   readonly padId: number;
+  /** What a token of a row of that length costs, padding or not, in any unit. @default as much in every row */
+  readonly costOfToken?: (rowLength: number) => number;
 }
 
 /** The last batch of a bucket has as many rows as the others, or a half, or a quarter: few programs, little padding. */
 const FRACTIONS = [4, 2, 1];
 
+/** Rows of one length, and how many of them each batch has. */
+interface Bucket {
+  readonly rowLength: number;
+  readonly rows: readonly (readonly number[])[];
+  readonly batches: readonly number[];
+}
+
 /**
- * Packs sequences of very different lengths into rows of several lengths, because attention costs a row the square of its
- * length. Each sequence goes to the shortest rows that hold it, after the gaps in longer rows have been filled.
+ * Packs sequences of very different lengths into rows of one length or of several: attention costs a row the square of its
+ * length, and short rows are filled badly, so the cheapest is taken of all row lengths, all but the shortest, and so on to the
+ * longest alone. Each sequence goes to the shortest rows that hold it, after the gaps in longer rows have been filled.
  * Batches come in a fixed order: long rows first, whole batches before the last one.
  */
 export function packInto(
   sequences: readonly TrainingSequence[],
-  { rowLengths, batchTokens, padId }: BucketShape,
+  shape: BucketShape,
   extraNames: readonly string[] = [],
 ): PackedBatch[] {
-  const batches: PackedBatch[] = [];
+  const { rowLengths, padId, costOfToken = () => 1 } = shape;
+  const costOf = (buckets: readonly Bucket[]): number => {
+    const each = buckets.map(({ rowLength, batches }) => {
+      const rows = batches.reduce((sum, n) => sum + n, 0);
+      return rows * rowLength * costOfToken(rowLength);
+    });
+    return each.reduce((sum, cost) => sum + cost, 0);
+  };
+  const ways = rowLengths.map((_, from) => intoBuckets(sequences, rowLengths.slice(from), shape.batchTokens));
+  const cheapest = ways.reduce((best, way) => (costOf(way) < costOf(best) ? way : best));
+  return cheapest.flatMap(({ rowLength, rows, batches }) => {
+    let start = 0;
+    return batches.map((batch) => {
+      const part = rows.slice(start, start + batch);
+      start += batch;
+      return layOut(sequences, part, { batch, rowLength, padId }, extraNames);
+    });
+  });
+}
+
+/** Each sequence in the shortest rows that hold it, or in a gap of longer ones; long rows first. */
+function intoBuckets(
+  sequences: readonly TrainingSequence[],
+  rowLengths: readonly number[],
+  batchTokens: number,
+): Bucket[] {
+  const buckets: Bucket[] = [];
   let left = sequences.map((_, i) => i);
   for (const [at, rowLength] of [...rowLengths.entries()].reverse()) {
     const shorter = rowLengths[at - 1] ?? 0;
@@ -149,14 +185,13 @@ export function packInto(
     const placed = new Set([...own, ...fillGaps(sequences, rows, rowLength, left, shorter)]);
     left = left.filter((i) => !placed.has(i));
     const most = Math.max(1, Math.floor(batchTokens / rowLength));
-    for (let start = 0; start < rows.length; start += most) {
-      const part = rows.slice(start, start + most);
-      const sizes = FRACTIONS.map((fraction) => Math.ceil(most / fraction));
-      const batch = sizes.find((size) => size >= part.length)!;
-      batches.push(layOut(sequences, part, { batch, rowLength, padId }, extraNames));
-    }
+    const sizes = FRACTIONS.map((fraction) => Math.ceil(most / fraction));
+    const batches: number[] = [];
+    for (let rest = rows.length; rest > 0; rest -= most)
+      batches.push(sizes.find((size) => size >= rest) ?? most);
+    buckets.push({ rowLength, rows, batches });
   }
-  return batches;
+  return buckets;
 }
 
 /** Puts what is at most `limit` long into the room that rows have left, longest first. @returns what was placed */

@@ -82,6 +82,8 @@ const PolicyStage = z.strictObject({
   ratioCap: positive.optional(),
   /** Weight of the KL term; 0 trains without a reference. */
   klBeta: nonNegative,
+  /** The reference is asked about one batch in so many, which then weighs as much as all of them. @default 1 */
+  klEvery: count.optional(),
   /** Steps after which the reference becomes the policy. */
   referenceEvery: count,
   /** Mini-batches a rollout is split into, one update each. */

@@ -68,9 +68,12 @@ function policySequence({ prompt, sample, advantage }: Scored, weight: number): 
   };
 }
 
+/** Rows of a multiple of 8 are worked on as fast as of 16; of 4, or of any number, they are slower by more than they save. */
+const ROW_STEP = 8;
+
 /** The row lengths for sequences of up to `longest` tokens: most are far shorter, and attention costs rows their square. */
 export function rowLengthsFor(longest: number): number[] {
-  const long = 16 * Math.ceil(longest / 16);
-  const half = 16 * Math.ceil(longest / 32);
+  const rounded = (length: number): number => ROW_STEP * Math.ceil(length / ROW_STEP);
+  const [half, long] = [rounded(longest / 2), rounded(longest)];
   return half < long ? [half, long] : [long];
 }

@@ -68,15 +68,39 @@ export function rolloutFlops(sizes: CostSizes, groups: readonly Group<unknown>[]
   return total;
 }
 
-/** The log-probabilities a reference gives to a batch, as one more per-token input. */
+/** A batch with what the reference gives its tokens, and β for it: 0 where the reference is not asked. */
+interface ScoredBatch {
+  readonly batch: PackedBatch;
+  readonly klBeta: number;
+}
+
+/**
+ * Adds the log-probabilities that a reference gives as one more per-token input, to one batch in `every`, which then weighs as much as
+ * so many: to score is a forward pass, a quarter of a step, and the gradient stays the same on average over steps, since each begins
+ * with another batch. A batch that is left out is given the sampler's own log-probabilities and β = 0.
+ */
 async function withReference(
-  batch: PackedBatch,
+  batches: readonly PackedBatch[],
   { scorer, weights }: Reference,
-  temperature: number,
-): Promise<PackedBatch> {
-  const logp = await scorer.score(weights, batch, temperature);
-  const referenceLogp: HostArray<"f32"> = hostArray("f32", batch.ids.shape, logp);
-  return { ...batch, extra: { ...batch.extra, referenceLogp } };
+  {
+    temperature,
+    klBeta,
+    first,
+    every,
+  }: Readonly<Record<"temperature" | "klBeta" | "first" | "every", number>>,
+): Promise<ScoredBatch[]> {
+  const result: ScoredBatch[] = [];
+  for (const [index, batch] of batches.entries()) {
+    const asked = (first + index) % every === 0;
+    const referenceLogp: HostArray<"f32"> = asked
+      ? hostArray("f32", batch.ids.shape, await scorer.score(weights, batch, temperature))
+      : batch.extra["sampledLogp"]!;
+    result.push({
+      batch: { ...batch, extra: { ...batch.extra, referenceLogp } },
+      klBeta: asked ? klBeta * every : 0,
+    });
+  }
+  return result;
 }
 
 /**
@@ -100,11 +124,16 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     dualClip: stage.ratioCap !== undefined,
   });
   const inputs = loss.tokenInputs.filter((name) => name !== "weights" && name !== "referenceLogp");
-  const shape = { rowLengths: options.rowLengths, batchTokens: stage.batchTokens, padId: tokenizer.padId };
-  const parts = miniBatches(rollout.groups, stage, new Random(seed, STREAMS.order, step)).filter(
+  const shape = {
+    rowLengths: options.rowLengths,
+    batchTokens: stage.batchTokens,
+    padId: tokenizer.padId,
+    costOfToken: (rowLength: number) => forwardFlops(sizes, causalKeys(rowLength)),
+  };
+  const minis = miniBatches(rollout.groups, stage, new Random(seed, STREAMS.order, step)).filter(
     (part) => part.length > 0,
   );
-  const updates = parts.map((part) => packInto(part, shape, inputs));
+  const updates = minis.map((part) => packInto(part, shape, inputs));
   const training = performance.now();
   const rates = ratesAt(stage, step);
   const scalars = {
@@ -112,22 +141,31 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     clipLow: stage.clipLow,
     clipHigh: stage.clipHigh,
     entropyBonus: stage.entropyBonus,
-    klBeta: stage.klBeta,
     ...(stage.ratioCap === undefined ? {} : { ratioCap: stage.ratioCap }),
   };
   const total: Statistics = { loss: 0, sums: {}, maxima: {} };
   let norms = 0;
   const loads: ExpertLoads[] = [];
   let trained = 0;
+  /** Tokens that a reference gave probabilities to, and of them those of completions, whose KL is in the sums. */
+  let [scored, compared] = [0, 0];
+  let batchesBefore = step;
   for (const batches of updates) {
-    const scored: PackedBatch[] = [];
-    for (const batch of batches) {
-      scored.push(reference === undefined ? batch : await withReference(batch, reference, temperature));
-    }
+    const asking = { temperature, klBeta: stage.klBeta, first: batchesBefore, every: stage.klEvery ?? 1 };
+    const parts =
+      reference === undefined
+        ? batches.map((batch) => ({ batch, klBeta: 0 }))
+        : await withReference(batches, reference, asking);
+    for (const { batch, klBeta } of parts) scored += klBeta > 0 ? batch.tokens : 0;
+    batchesBefore += batches.length;
     for (let epoch = 0; epoch < stage.epochs; epoch++) {
-      for (const batch of scored) {
-        addStatistics(total, await trainer.accumulate(loss, batch, scalars));
+      for (const { batch, klBeta } of parts) {
+        const { sums, ...rest } = await trainer.accumulate(loss, batch, { ...scalars, klBeta });
+        const { kl, ...others } = sums;
+        const measured = klBeta > 0 && kl !== undefined;
+        addStatistics(total, { ...rest, sums: measured ? { ...others, kl } : others });
         trained += batch.tokens;
+        if (measured) compared += sums["tokens"]!;
       }
       const applied = await trainer.apply(rates);
       norms += applied.gradientNorm;
@@ -135,9 +173,10 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     }
   }
   const taken = updates.length * stage.epochs;
-  const lengths = parts.flat().map(({ ids }) => ids.length);
+  const lengths = minis.flat().map(({ ids }) => ids.length);
   const trainOnce = trainingFlops(sizes, lengths, trainer.adapted);
-  const scoring = reference === undefined ? 0 : trainingFlops(sizes, lengths) / FORWARDS;
+  const scoring =
+    scored === 0 ? 0 : ((scored / trained) * stage.epochs * trainingFlops(sizes, lengths)) / FORWARDS;
   const trainFlops = trainOnce * stage.epochs + scoring;
   const experts = expertMetrics(loads);
   const done = performance.now();
@@ -155,7 +194,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
       drawn: rollout.drawn,
       resampled: rollout.drawn.length - rollout.groups.length,
       statistics: total,
-      ...(reference === undefined ? {} : { referenceAge: reference.age }),
+      ...(reference === undefined ? {} : { compared, referenceAge: reference.age }),
     }),
     ...(experts === undefined ? {} : { experts }),
     drawn: rollout.drawn,

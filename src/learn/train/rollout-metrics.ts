@@ -1,10 +1,9 @@
 /** What a step's record says of its rollout. Pure arithmetic over judged groups and the trainer's sums. */
 
+import { mean } from "../../base/numbers.ts";
 import type { Statistics } from "../optim/trainer.ts";
 import type { RolloutMetrics, Spread } from "../runs/records.ts";
 import { type Group, isEqual, type Sample } from "./rollout.ts";
-
-const mean = (values: readonly number[]): number => values.reduce((a, b) => a + b, 0) / values.length;
 
 function spread(values: readonly number[]): Spread {
   const center = mean(values);
@@ -20,6 +19,8 @@ export interface RolloutFacts {
   readonly resampled: number;
   /** Sums over the tokens that went through the backward pass; of none, where all groups were equal. */
   readonly statistics: Statistics;
+  /** Of the tokens of `statistics`, those that were compared with a reference. @default all */
+  readonly compared?: number;
   readonly referenceAge?: number;
 }
 
@@ -41,7 +42,7 @@ export function rolloutMetrics(facts: RolloutFacts): RolloutMetrics {
   const logps = samples.flatMap(({ logp }) => logp);
   const { sums, maxima } = statistics;
   const trained = sums["tokens"] ?? 0;
-  const share = (name: string): number => (trained === 0 ? 0 : (sums[name] ?? 0) / trained);
+  const share = (name: string, of = trained): number => (of === 0 ? 0 : (sums[name] ?? 0) / of);
   return {
     reward: known.length === 0 ? { mean: 0, std: 0 } : spread(known),
     rewards: Object.fromEntries(perName.map(([name, values]) => [name, spread(values)])),
@@ -56,7 +57,7 @@ export function rolloutMetrics(facts: RolloutFacts): RolloutMetrics {
     },
     truncatedFraction: cut.length / samples.length,
     entropy: -mean(logps),
-    ...(sums["kl"] === undefined ? {} : { kl: share("kl") }),
+    ...(sums["kl"] === undefined ? {} : { kl: share("kl", facts.compared) }),
     ...(referenceAge === undefined ? {} : { referenceAge }),
     clipLow: share("clipLow"),
     clipHigh: share("clipHigh"),

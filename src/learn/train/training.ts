@@ -8,6 +8,7 @@
 
 import { join, relative } from "node:path";
 import { NumericError } from "../../base/errors.ts";
+import { mean } from "../../base/numbers.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
@@ -399,10 +400,10 @@ export class Training<Row> {
 
   /** Seconds until the last step, from the newest steps; stages to come are guessed from their tokens. */
   #timeLeft(metrics: StepMetrics): number {
-    const mean = this.#durations.reduce((a, b) => a + b, 0) / this.#durations.length;
-    let left = (metrics.steps - metrics.step) * mean;
+    const seconds = mean(this.#durations);
+    let left = (metrics.steps - metrics.step) * seconds;
     const { config } = this.#parts;
-    const tokensPerSecond = (metrics.tokens.rollout + metrics.tokens.train) / mean;
+    const tokensPerSecond = (metrics.tokens.rollout + metrics.tokens.train) / seconds;
     for (const { stage, steps } of this.#stages.slice(this.#state.stage + 1)) {
       const { rl } = config;
       const tokens =

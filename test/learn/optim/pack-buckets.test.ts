@@ -60,6 +60,15 @@ describe("packing into rows of several lengths", () => {
     expect(batches[0]!.tokens).toBe(32);
   });
 
+  it("takes long rows alone where short ones would be filled badly, unless long ones cost more", () => {
+    const lengths = [16, 5, 5, 5, 5, 5, 5].map(sequence);
+    expect(shapes(packInto(lengths, shape))).toEqual([[4, 16]]);
+    expect(shapes(packInto(lengths, { ...shape, costOfToken: (rowLength) => rowLength }))).toEqual([
+      [1, 16],
+      [8, 8],
+    ]);
+  });
+
   it("has batches of a whole, a half or a quarter of the rows that fit", () => {
     const rows = (count: number) =>
       shapes(

@@ -140,11 +140,12 @@ describe("training sequences of a rollout", () => {
 describe("row lengths", () => {
   it.each([
     [160, [80, 160]],
-    [150, [80, 160]],
-    [17, [16, 32]],
-    [16, [16]],
-    [5, [16]],
-  ])("for sequences up to %i tokens are multiples of 16: the longest and half of it", (longest, lengths) => {
+    [150, [80, 152]],
+    [129, [72, 136]],
+    [16, [8, 16]],
+    [8, [8]],
+    [5, [8]],
+  ])("for sequences up to %i tokens are multiples of 8: the longest and half of it", (longest, lengths) => {
     expect(rowLengthsFor(longest)).toEqual(lengths);
   });
 });

@@ -43,8 +43,18 @@ const sizes = {
 };
 const plain: PolicyStageConfig = {
   ...TINY.rl,
-  ...{ prompts: 4, samples: 4, maxNewTokens: 10, klBeta: 0, updatesPerRollout: 1, resampleAttempts: 0 },
+  ...{
+    prompts: 4,
+    samples: 4,
+    maxNewTokens: 10,
+    klBeta: 0,
+    klEvery: 1,
+    updatesPerRollout: 1,
+    resampleAttempts: 0,
+  },
 };
+
+type Snapshot = ReturnType<Trainer["snapshot"]>;
 
 let runtime: Runtime;
 beforeAll(async () => {
@@ -74,6 +84,16 @@ const reference = (seed: number): Reference => ({
   weights: deviceWeights(runtime, initializeLlama(model, seed)),
   age: 2,
 });
+
+/** Adam's first step is a sign, nearly: compares the moments, which are linear in the gradient. */
+function expectSameMoments(some: Snapshot, others: Snapshot): void {
+  for (const [name, { data }] of Object.entries(some)) {
+    if (!name.startsWith("m/")) continue;
+    const scale = Math.max(...data.map(Math.abs));
+    const worst = Math.max(...data.map((x, i) => Math.abs(x - others[name]!.data[i]!)));
+    expect(worst, name).toBeLessThanOrEqual(1e-5 * scale);
+  }
+}
 
 describe("a step of reinforcement learning", () => {
   it("moves the weights, at a ratio of 1 where there is one update", async () => {
@@ -117,16 +137,28 @@ describe("a step of reinforcement learning", () => {
     expect(other.after).not.toEqual(same.after);
   });
 
+  it("asks the reference about one batch in so many, which weighs as much as all", async () => {
+    const whole = { batchTokens: 4096 };
+    const asked = await oneStep({ ...whole, klBeta: 0.1, klEvery: 2 }, { reference: reference(2) });
+    const twice = await oneStep({ ...whole, klBeta: 0.2 }, { reference: reference(2) });
+    expect(asked.after).toEqual(twice.after);
+    expect(asked.outcome.rl.kl).toBe(twice.outcome.rl.kl);
+    expect(asked.outcome.flops).toBe(twice.outcome.flops);
+    const passed = await oneStep({ ...whole, klBeta: 0.1, klEvery: 4 }, { reference: reference(2) });
+    const none = await oneStep(whole);
+    expectSameMoments(passed.after, none.after);
+    expect(passed.outcome.rl.kl).toBeUndefined();
+    // Of several batches some are asked about.
+    const some = await oneStep({ batchTokens: 64, klBeta: 0.1, klEvery: 2 }, { reference: reference(2) });
+    expect(some.outcome.flops).toBeGreaterThan(passed.outcome.flops);
+    expect(some.outcome.flops).toBeLessThan(twice.outcome.flops);
+    expect(some.outcome.rl.kl).toBeGreaterThan(1e-4);
+  });
+
   it("learns what the loss says, not from how rows are packed", async () => {
     const { after: long } = await oneStep({ batchTokens: 512 });
     const { after: short } = await oneStep({ batchTokens: 32 });
-    for (const [name, { data }] of Object.entries(long)) {
-      // Adam's first step is a sign, nearly: compare the moments, which are linear in the gradient.
-      if (!name.startsWith("m/")) continue;
-      const scale = Math.max(...data.map(Math.abs));
-      const worst = Math.max(...data.map((x, i) => Math.abs(x - short[name]!.data[i]!)));
-      expect(worst, name).toBeLessThanOrEqual(1e-5 * scale);
-    }
+    expectSameMoments(long, short);
   });
 
   it("learns to write what is rewarded", async () => {
