@@ -108,9 +108,9 @@ async function preparePolicy(
     async step() {
       const began = performance.now();
       engine.adopt(trainer.weights());
-      const rowLengths = rowLengthsFor(longest);
+      const rows = rowLengthsFor(longest, newTokens);
       const { tokens, seconds } = await policyStep({
-        ...{ trainer, engine, tokenizer, task, stage, sizes, rowLengths },
+        ...{ trainer, engine, tokenizer, task, stage, sizes, rows },
         seed: 0,
         step: ++step,
       });

@@ -100,7 +100,7 @@ const OPERATIONS: Readonly<Record<string, Readonly<Record<string, Operation>>>> 
   attention: {
     attention: ({ q, k, v, segments }) => {
       const [heads, kvHeads] = [q!.shape[1]!, k!.shape[1]!];
-      const mask = packedCausalMask(segments!);
+      const mask = packedCausalMask({ segments: segments! });
       return splitHeads(
         attention(joinHeads(q!), joinHeads(k!), joinHeads(v!), mask, { heads, kvHeads }),
         heads,

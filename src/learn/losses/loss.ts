@@ -38,12 +38,11 @@ export interface Loss {
   ): LossOutputs;
 }
 
-/** Graph-input specs of a batch for a loss. */
-export function batchSpecs(loss: Loss, B: number, T: number): Record<string, TensorSpec> {
-  const integers = ["ids", "positions", "segments", "targets"].map((name) => [
-    name,
-    { dtype: "i32", shape: [B, T] },
-  ]);
+/** Graph-input specs of a batch for a loss. @param shared  whether sequences of a row may have a prefix in common */
+export function batchSpecs(loss: Loss, B: number, T: number, shared: boolean): Record<string, TensorSpec> {
+  const integers = ["ids", "positions", "segments", ...(shared ? ["prefixes"] : []), "targets"].map(
+    (name) => [name, { dtype: "i32", shape: [B, T] }],
+  );
   const floats = loss.tokenInputs.map((name) => [name, { dtype: "f32", shape: [B, T] }]);
   return Object.fromEntries([...integers, ...floats]) as Record<string, TensorSpec>;
 }

@@ -11,7 +11,7 @@ import { fromHidden } from "../losses/predictions.ts";
 import type { PackedBatch } from "./pack.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 
-const BATCH_INPUTS = ["ids", "positions", "segments", "targets"] as const;
+const BATCH_INPUTS = ["ids", "positions", "segments", "prefixes", "targets"] as const;
 
 export class Scorer {
   readonly #runtime: Runtime;
@@ -54,25 +54,31 @@ export class Scorer {
     temperature: number,
   ): Promise<Float32Array> {
     const shape = batch.ids.shape;
+    const given = BATCH_INPUTS.filter((name) => batch[name] !== undefined);
     const integers: Record<string, TensorSpec> = Object.fromEntries(
-      BATCH_INPUTS.map((name) => [name, { dtype: "i32" as const, shape }]),
+      given.map((name) => [name, { dtype: "i32" as const, shape }]),
     );
     const specs = {
       ...weightSpecs(this.#config),
       ...integers,
       temperature: { dtype: "f32" as const, shape: [] },
     };
-    const { program, outputs: outputSpecs } = await this.#programs.get(`score:${shape.join("x")}`, () => ({
-      graph: trace(specs, (x: Record<string, Value>) => {
-        const { ids, positions, segments, targets } = x as Record<(typeof BATCH_INPUTS)[number], Value>;
-        const rows = { ids, positions, segments };
-        const { hidden, head } = architectureOf(this.#config).train(x, rows, this.#config);
-        return { logp: fromHidden(hidden, head, { learns: false }).logp(targets, x["temperature"]!) };
+    const { program, outputs: outputSpecs } = await this.#programs.get(
+      `score:${shape.join("x")}:${given.length}`,
+      () => ({
+        graph: trace(specs, (x: Record<string, Value>) => {
+          const { targets, ...rows } = Object.fromEntries(given.map((name) => [name, x[name]!])) as Record<
+            (typeof BATCH_INPUTS)[number],
+            Value
+          >;
+          const { hidden, head } = architectureOf(this.#config).train(x, rows, this.#config);
+          return { logp: fromHidden(hidden, head, { learns: false }).logp(targets, x["temperature"]!) };
+        }),
+        options: { threads: threadsOfShard(this.#runtime, this.#shards) },
       }),
-      options: { threads: threadsOfShard(this.#runtime, this.#shards) },
-    }));
+    );
     const inputs = tensorsOf(this.#runtime, integers) as Record<string, DeviceTensor<"i32">>;
-    for (const name of BATCH_INPUTS) inputs[name]!.data.set(batch[name].data);
+    for (const name of given) inputs[name]!.data.set(batch[name]!.data);
     const outputs = tensorsOf(this.#runtime, outputSpecs) as Record<string, DeviceTensor<"f32">>;
     const call = program.bind(
       { ...weights, ...inputs, temperature: this.#runtime.tensor("f32", [], [temperature]) },

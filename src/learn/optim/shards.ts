@@ -33,6 +33,7 @@ export function divideRows(batch: PackedBatch, parts: number): PackedBatch[] {
       ids: rows(batch.ids),
       positions: rows(batch.positions),
       segments,
+      ...(batch.prefixes === undefined ? {} : { prefixes: rows(batch.prefixes) }),
       targets: rows(batch.targets),
       weights: rows(batch.weights),
       extra: Object.fromEntries(Object.entries(batch.extra).map(([name, x]) => [name, rows(x)])),

@@ -313,15 +313,18 @@ export class Trainer {
     const [B, T] = batch.ids.shape as readonly [number, number];
     const from = this.#waiting[shard];
     const to: Slot = from === undefined ? 0 : other(from);
-    const key = `${loss.key}:${B}x${T}`;
+    const shared = batch.prefixes !== undefined;
+    const key = `${loss.key}:${B}x${T}${shared ? ":shared" : ""}`;
     const own = `${key}:${shard}`;
     const gradients = this.#gradients[shard]!;
     const inputs = this.#tensors(own, "in", {
-      ...batchSpecs(loss, B, T),
+      ...batchSpecs(loss, B, T, shared),
       ...scalarSpecs(this.#scalarsOf(loss)),
     });
-    for (const name of ["ids", "positions", "segments", "targets"] as const)
-      (inputs[name]!.data as Int32Array).set(batch[name].data);
+    for (const name of ["ids", "positions", "segments", "prefixes", "targets"] as const) {
+      const source = batch[name];
+      if (source !== undefined) (inputs[name]!.data as Int32Array).set(source.data);
+    }
     for (const name of loss.tokenInputs) {
       const source = name === "weights" ? batch.weights : batch.extra[name];
       if (source === undefined)
@@ -341,7 +344,7 @@ export class Trainer {
     }
 
     const compiled = await this.#programs.get(`${key}:${from === undefined ? "first" : "more"}`, () => ({
-      graph: this.#lossGraph(loss, B, T, from !== undefined),
+      graph: this.#lossGraph(loss, B, T, { adding: from !== undefined, shared }),
       options: { threads: threadsOfShard(this.#runtime, this.#gradients.length) },
     }));
     const statisticSpecs = Object.entries(compiled.outputs).filter(([name]) => !name.startsWith(GRADIENT));
@@ -475,13 +478,18 @@ export class Trainer {
     return call;
   }
 
-  #lossGraph(loss: Loss, B: number, T: number, adding: boolean) {
+  #lossGraph(
+    loss: Loss,
+    B: number,
+    T: number,
+    { adding, shared }: { readonly adding: boolean; readonly shared: boolean },
+  ) {
     const architecture = architectureOf(this.config);
     const draft = loss.draft === true && T > 1 ? architecture.draft(this.config) : undefined;
     const waiting = adding ? prefixed(WAITING, this.#gradientSpecs()) : {};
     const specs = {
       ...weightSpecs(this.config),
-      ...batchSpecs(loss, B, T),
+      ...batchSpecs(loss, B, T, shared),
       ...scalarSpecs(this.#scalarsOf(loss)),
       ...waiting,
     };
@@ -490,7 +498,7 @@ export class Trainer {
         "ids" | "positions" | "segments" | "targets",
         Value
       >;
-      const rows = { ids, positions, segments };
+      const rows = { ids, positions, segments, ...(shared ? { prefixes: x["prefixes"]! } : {}) };
       const model = architecture.train(x, rows, this.config);
       const learns = !this.adapted;
       const predictions = ({ hidden, head }: TrainOutputs) => fromHidden(hidden, head, { learns });

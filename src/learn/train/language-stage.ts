@@ -120,12 +120,19 @@ export interface StepOutcome {
 export const FORWARDS = 3;
 
 /**
- * Operations of training on sequences of these lengths.
+ * Operations of training on segments of so many tokens, each with so many before it that others pay for.
  * @param adapted  whether the matrices stay as they are, so that only what is computed has gradients; what the adapters
  *   themselves take is left out
  */
-export function trainingFlops(sizes: CostSizes, lengths: readonly number[], adapted = false): number {
-  const full = lengths.reduce((sum, length) => sum + length * trainFlops(sizes, causalKeys(length)), 0);
+export function trainingFlops(
+  sizes: CostSizes,
+  segments: readonly { readonly tokens: number; readonly before: number }[],
+  adapted = false,
+): number {
+  const full = segments.reduce(
+    (sum, { tokens, before }) => sum + tokens * trainFlops(sizes, before + causalKeys(tokens)),
+    0,
+  );
   return adapted ? (full * (FORWARDS - 1)) / FORWARDS : full;
 }
 
@@ -145,7 +152,11 @@ export async function languageStep(
     gradientNorm,
     learningRate: matrixRate(stage, rates),
     tokens: { rollout: 0, train: batch.tokens },
-    flops: trainingFlops(sizes, lengths, trainer.adapted),
+    flops: trainingFlops(
+      sizes,
+      lengths.map((tokens) => ({ tokens, before: 0 })),
+      trainer.adapted,
+    ),
     ...(experts === undefined ? {} : { experts }),
   };
 }

@@ -2,7 +2,7 @@
 
 import type { Random } from "../../compute/tensor/random.ts";
 import { advantages, lossWeights } from "../losses/advantage.ts";
-import type { TrainingSequence } from "../optim/pack.ts";
+import type { BucketShape, TrainingSequence } from "../optim/pack.ts";
 import type { PolicyStageConfig } from "./config.ts";
 import type { Group, Sample } from "./rollout.ts";
 
@@ -13,6 +13,8 @@ export type PolicyObjective = Pick<
 >;
 
 interface Scored {
+  /** Of the rollout's groups, which. */
+  readonly group: number;
   readonly prompt: readonly number[];
   readonly sample: Sample;
   readonly advantage: number;
@@ -35,7 +37,7 @@ export function miniBatches<Row>(
   );
   const scored: Scored[] = groups
     .flatMap(({ prompt, samples }, g) =>
-      samples.map((sample, s) => ({ prompt, sample, advantage: table[g]![s]! })),
+      samples.map((sample, s) => ({ group: g, prompt, sample, advantage: table[g]![s]! })),
     )
     .filter(({ sample }) => sample.reward !== null);
   if (updates > 1) random.shuffle(scored);
@@ -52,13 +54,15 @@ export function miniBatches<Row>(
   });
 }
 
-function policySequence({ prompt, sample, advantage }: Scored, weight: number): TrainingSequence {
+function policySequence({ group, prompt, sample, advantage }: Scored, weight: number): TrainingSequence {
   const length = sample.ids.length;
   const overPrompt = prompt.map(() => 0);
   const constant = (value: number): number[] => [...overPrompt, ...sample.ids.map(() => value)];
   return {
     ids: [...prompt, ...sample.ids],
     weights: constant(weight),
+    // The last token of a prompt predicts the first of a completion, which is another in each.
+    prefix: { key: group, length: prompt.length - 1 },
     extra: {
       counts: constant(1),
       advantage: constant(advantage),
@@ -71,9 +75,18 @@ function policySequence({ prompt, sample, advantage }: Scored, weight: number): 
 /** Rows of a multiple of 8 are worked on as fast as of 16; of 4, or of any number, they are slower by more than they save. */
 const ROW_STEP = 8;
 
-/** The row lengths for sequences of up to `longest` tokens: most are far shorter, and attention costs rows their square. */
-export function rowLengthsFor(longest: number): number[] {
+/**
+ * The row lengths for sequences of up to `longest` tokens, of which `maxNewTokens` at most are completion. Most sequences are far
+ * shorter than the longest, and attention costs rows their square. Rows for two of the longest that share their prompt are shared.
+ */
+export function rowLengthsFor(
+  longest: number,
+  maxNewTokens: number,
+): Required<Pick<BucketShape, "rowLengths" | "sharedRowLengths">> {
   const rounded = (length: number): number => ROW_STEP * Math.ceil(length / ROW_STEP);
   const [half, long] = [rounded(longest / 2), rounded(longest)];
-  return half < long ? [half, long] : [long];
+  return {
+    rowLengths: half < long ? [half, long] : [long],
+    sharedRowLengths: [long, rounded(longest + maxNewTokens + 1)],
+  };
 }

@@ -7,7 +7,7 @@ import type { Engine } from "../../model/engine/engine.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, causalKeys, forwardFlops } from "../cost/flops.ts";
 import { policyLoss } from "../losses/grpo.ts";
-import { type PackedBatch, packInto } from "../optim/pack.ts";
+import { type BucketShape, type PackedBatch, packInto, segmentLengths } from "../optim/pack.ts";
 import type { Scorer } from "../optim/score.ts";
 import { addStatistics, type ExpertLoads, type Statistics, type Trainer } from "../optim/trainer.ts";
 import type { RolloutMetrics } from "../runs/records.ts";
@@ -37,7 +37,7 @@ export interface PolicyStepOptions<Row> {
   readonly task: Task<Row>;
   readonly stage: PolicyStageConfig;
   readonly sizes: CostSizes;
-  readonly rowLengths: readonly number[];
+  readonly rows: Pick<BucketShape, "rowLengths" | "sharedRowLengths">;
   readonly seed: number;
   /** 1-based. */
   readonly step: number;
@@ -125,7 +125,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
   });
   const inputs = loss.tokenInputs.filter((name) => name !== "weights" && name !== "referenceLogp");
   const shape = {
-    rowLengths: options.rowLengths,
+    ...options.rows,
     batchTokens: stage.batchTokens,
     padId: tokenizer.padId,
     costOfToken: (rowLength: number) => forwardFlops(sizes, causalKeys(rowLength)),
@@ -173,10 +173,10 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     }
   }
   const taken = updates.length * stage.epochs;
-  const lengths = minis.flat().map(({ ids }) => ids.length);
-  const trainOnce = trainingFlops(sizes, lengths, trainer.adapted);
+  const segments = updates.flat().flatMap(segmentLengths);
+  const trainOnce = trainingFlops(sizes, segments, trainer.adapted);
   const scoring =
-    scored === 0 ? 0 : ((scored / trained) * stage.epochs * trainingFlops(sizes, lengths)) / FORWARDS;
+    scored === 0 ? 0 : ((scored / trained) * stage.epochs * trainingFlops(sizes, segments)) / FORWARDS;
   const trainFlops = trainOnce * stage.epochs + scoring;
   const experts = expertMetrics(loads);
   const done = performance.now();

@@ -450,7 +450,7 @@ export class Training<Row> {
       policyStep({
         ...{ trainer, engine: this.#engine, tokenizer: this.#tokenizer, task, stage, seed, step },
         sizes: this.#sizes(),
-        rowLengths: rowLengthsFor(this.#engine.maxPositions),
+        rows: rowLengthsFor(this.#engine.maxPositions, stage.maxNewTokens),
         ...{ write: this.#write, stopIds: this.#stopIds },
         ...(reference === undefined ? {} : { reference }),
         ...(signal === undefined ? {} : { signal }),

@@ -68,6 +68,8 @@ export interface PackedRows {
   readonly positions: Value;
   /** Which sequence of the row a token belongs to; 0 is padding. */
   readonly segments: Value;
+  /** The segment that a token sees beside its own, what several sequences begin with. @default none */
+  readonly prefixes?: Value;
 }
 
 /** What the gate of one layer did with a batch. */

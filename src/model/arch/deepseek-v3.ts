@@ -311,7 +311,7 @@ function trainLayers(
     cos: constant(batch.ids, tables.cos),
     sin: constant(batch.ids, tables.sin),
   };
-  const mask = packedCausalMask(batch.segments);
+  const mask = packedCausalMask(batch);
   const counted = countedTokens(batch.segments);
   const routing: Routing[] = [];
   let rows = x;

@@ -306,7 +306,7 @@ function trainOutputs(weights: Weights, batch: PackedRows, config: LlamaConfig):
   const longest = Math.max(config.maxPositions, T);
   const tables = rotaryTables(longest, config.headDim, config.ropeTheta, config.ropeScaling);
   const [cos, sin] = [constant(batch.ids, tables.cos), constant(batch.ids, tables.sin)];
-  const mask = packedCausalMask(batch.segments);
+  const mask = packedCausalMask(batch);
   let x = reshape(embed(weightOf(weights, EMBEDDING), batch.ids), [B * T, config.hiddenSize]);
   for (let layer = 0; layer < config.layers; layer++) {
     x = block(x, layerWeights(weights, layer, config), config, (q, k, v) => {

@@ -13,6 +13,7 @@ import {
   matmulNBits,
   mul,
   not,
+  or,
   type QuantizedParts,
   reshape,
   transposeLast,
@@ -83,11 +84,13 @@ export function swiglu(
 }
 
 /**
- * The additive mask of packed rows: a position sees itself and earlier positions of its own segment.
- * @param segments i32[B, T], one number per packed sequence
+ * The additive mask of packed rows: a position sees itself and earlier positions, of its own segment and of its prefix.
+ * @param rows  segments, i32[B, T], one number per packed sequence; prefixes, i32[B, T], the segment that a sequence goes on from, its
+ *   own where there is none
  * @returns f32[B, 1, 1, T, T]
  */
-export function packedCausalMask(segments: Value): Value {
+export function packedCausalMask(rows: { readonly segments: Value; readonly prefixes?: Value }): Value {
+  const { segments, prefixes } = rows;
   const [B, T] = segments.shape as readonly [number, number];
   const positions = constant(
     segments,
@@ -97,6 +100,8 @@ export function packedCausalMask(segments: Value): Value {
     ),
   );
   const future = less(reshape(positions, [T, 1]), reshape(positions, [1, T])); // query t, key s: t < s
-  const together = equal(reshape(segments, [B, T, 1]), reshape(segments, [B, 1, T]));
+  const key = reshape(segments, [B, 1, T]);
+  const within = (seen: Value): Value => equal(reshape(seen, [B, T, 1]), key);
+  const together = prefixes === undefined ? within(segments) : or(within(segments), within(prefixes));
   return reshape(where(and(together, not(future)), 0, MASKED), [B, 1, 1, T, T]);
 }

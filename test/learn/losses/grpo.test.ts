@@ -148,7 +148,7 @@ async function evaluate(
     logits[2 * i + 1 - target] = rest;
   }
   const arrays: Record<string, HostArray> = { logits: f32([B * T, 2], logits) };
-  for (const name of Object.keys(batchSpecs(loss, B, T))) {
+  for (const name of Object.keys(batchSpecs(loss, B, T, false))) {
     arrays[name] = { weights: batch.weights, ...batch.extra }[name] ?? batch[name as "ids"];
   }
   for (const [name, value] of Object.entries(scalars)) arrays[name] = f32([], [value]);

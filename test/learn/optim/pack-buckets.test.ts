@@ -1,7 +1,12 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { type PackedBatch, packInto, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import {
+  type PackedBatch,
+  packInto,
+  segmentLengths,
+  type TrainingSequence,
+} from "../../../src/learn/optim/pack.ts";
 
 /** A sequence whose tokens tell which it is. */
 const sequence = (length: number, id: number): TrainingSequence => ({
@@ -99,5 +104,95 @@ describe("packing into rows of several lengths", () => {
   it("is empty for nothing, and refuses what no row holds", () => {
     expect(packInto([], shape)).toEqual([]);
     expect(() => packInto([sequence(17, 0)], shape)).toThrow(ShapeError);
+  });
+});
+
+/** A sequence that begins as all of its family do, and whose own tokens tell which it is. */
+const relative = (family: number, prefix: number, own: number, id: number): TrainingSequence => {
+  const tokens = (length: number, value: (t: number) => number) => Array.from({ length }, (_, t) => value(t));
+  return {
+    ids: [...tokens(prefix, (t) => 100 * (family + 1) + t), ...tokens(own, (t) => 1000 * (id + 1) + t)],
+    weights: [...tokens(prefix + 1, () => 0), ...tokens(own - 1, () => 1)],
+    extra: { share: tokens(prefix + own, (t) => id + t / 1000) },
+    prefix: { key: family, length: prefix },
+  };
+};
+
+describe("rows that hold a prefix once", () => {
+  const together = { ...shape, rowLengths: [16], sharedRowLengths: [16] };
+
+  it("lay it out before the sequences that go on from it", () => {
+    const family = [relative(0, 3, 4, 0), relative(0, 3, 2, 1), relative(0, 3, 2, 2)];
+    const batches = packInto([...family, relative(1, 3, 9, 3)], together, ["share"]);
+    expect(batches).toHaveLength(1);
+    const { ids, positions, segments, prefixes, targets, weights, extra, tokens } = batches[0]!;
+    expect(ids.shape).toEqual([2, 16]);
+    // The longest family first, its row filled by nothing else.
+    const row = (array: { readonly data: ArrayLike<number> }, r: number) =>
+      Array.from(array.data).slice(16 * r, 16 * r + 12);
+    expect(row(ids, 0)).toEqual([200, 201, 202, ...Array.from({ length: 9 }, (_, t) => 4000 + t)]);
+    expect(row(ids, 1)).toEqual([100, 101, 102, 1000, 1001, 1002, 1003, 2000, 2001, 3000, 3001, 0]);
+    expect(row(positions, 1)).toEqual([0, 1, 2, 3, 4, 5, 6, 3, 4, 3, 4, 0]);
+    expect(row(segments, 1)).toEqual([1, 1, 1, 2, 2, 2, 2, 3, 3, 4, 4, 0]);
+    expect(row(prefixes!, 1)).toEqual([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0]);
+    expect(row(weights, 1)).toEqual([0, 0, 0, 1, 1, 1, 0, 1, 0, 1, 0, 0]);
+    expect(row(targets, 1).filter((_, t) => weights.data[16 + t]! > 0)).toEqual([
+      1001, 1002, 1003, 2001, 3001,
+    ]);
+    expect(row(extra["share"]!, 1)[7]).toBeCloseTo(1.004, 6);
+    expect(tokens).toBe(12 + 11);
+    expect(segmentLengths(batches[0]!)).toEqual([
+      { tokens: 3, before: 0 },
+      { tokens: 9, before: 3 },
+      { tokens: 3, before: 0 },
+      { tokens: 4, before: 3 },
+      { tokens: 2, before: 3 },
+      { tokens: 2, before: 3 },
+    ]);
+  });
+
+  it("are not made where nothing is saved", () => {
+    const [batch] = packInto([relative(0, 3, 13, 0), relative(0, 3, 13, 1)], together, ["share"]);
+    expect(batch!.prefixes).toBeUndefined();
+    expect(packInto([sequence(5, 0), sequence(6, 1)], together)[0]!.prefixes).toBeUndefined();
+  });
+
+  it("hold every sequence whole, its prefix before it, none twice", () => {
+    const family = fc.record({
+      prefix: fc.integer({ min: 0, max: 8 }),
+      own: fc.array(fc.integer({ min: 1, max: 8 })),
+    });
+    fc.assert(
+      fc.property(fc.array(family, { maxLength: 8 }), (families) => {
+        let id = 0;
+        const sequences = families.flatMap(({ prefix, own }, key) =>
+          own.map((length) => relative(key, prefix, length, id++)),
+        );
+        // Short rows cost so much that those that share are taken wherever there are any.
+        const batches = packInto(sequences, { ...together, rowLengths: [1000] }, ["share"]);
+        const found: number[][] = [];
+        for (const { ids, segments, prefixes } of batches) {
+          const [B, T] = ids.shape as [number, number];
+          for (let row = 0; row < B; row++) {
+            const pieces = new Map<number, { prefix: number; ids: number[] }>();
+            for (let at = row * T; at < (row + 1) * T; at++) {
+              const segment = segments.data[at]!;
+              if (segment === 0) continue;
+              const piece = pieces.get(segment) ?? { prefix: prefixes!.data[at]!, ids: [] };
+              piece.ids.push(ids.data[at]!);
+              pieces.set(segment, piece);
+            }
+            for (const [segment, piece] of pieces) {
+              const before = piece.prefix === segment ? [] : pieces.get(piece.prefix)!.ids;
+              // What nobody goes on from is a sequence; a prefix is not.
+              if (![...pieces].some(([other, { prefix }]) => other !== segment && prefix === segment))
+                found.push([...before, ...piece.ids]);
+            }
+          }
+        }
+        const key = (ids: readonly number[]) => ids.join(" ");
+        expect(found.map(key).sort()).toEqual(sequences.map(({ ids }) => key(Array.from(ids))).sort());
+      }),
+    );
   });
 });

@@ -97,6 +97,11 @@ describe("rates and operations of a step", () => {
   it("count each sequence with its own mean number of keys", () => {
     const sizes = { layers: 1, width: 8, heads: 2, kvHeads: 1, headWidth: 4, hidden: 16, vocab: 10 };
     const expected = 3 * trainFlops(sizes, causalKeys(3)) + 5 * trainFlops(sizes, causalKeys(5));
-    expect(trainingFlops(sizes, [3, 5])).toBe(expected);
+    expect(
+      trainingFlops(
+        sizes,
+        [3, 5].map((tokens) => ({ tokens, before: 0 })),
+      ),
+    ).toBe(expected);
   });
 });

@@ -49,6 +49,8 @@ describe("training sequences of a rollout", () => {
         sampledLogp: [0, 0, -0.25, -0.25],
         sequenceShare: [0, 0, 0.5, 0.5],
       },
+      // The last token of the prompt predicts the first of the completion.
+      prefix: { key: 0, length: 1 },
     });
   });
 
@@ -146,7 +148,14 @@ describe("row lengths", () => {
     [8, [8]],
     [5, [8]],
   ])("for sequences up to %i tokens are multiples of 8: the longest and half of it", (longest, lengths) => {
-    expect(rowLengthsFor(longest)).toEqual(lengths);
+    expect(rowLengthsFor(longest, 4).rowLengths).toEqual(lengths);
+    // The longest alone, and two of them with one prompt: its last token is with each.
+    expect(rowLengthsFor(longest, 4).sharedRowLengths[0]).toBe(lengths.at(-1));
+  });
+
+  it("hold two of the longest completions with one prompt where they share it", () => {
+    // A prompt of 33 and 96 new tokens: 32 once, and 97 twice.
+    expect(rowLengthsFor(129, 96).sharedRowLengths).toEqual([136, 232]);
   });
 });
 

@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { causalKeys, forwardFlops } from "../../../src/learn/cost/flops.ts";
+import { POLICY_LOSSES } from "../../../src/learn/losses/grpo.ts";
 import { Scorer } from "../../../src/learn/optim/score.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import type { Task } from "../../../src/learn/tasks/task.ts";
@@ -70,7 +71,17 @@ async function oneStep(change: Partial<PolicyStageConfig>, options: Partial<Poli
   engine.adopt(trainer.weights());
   const stage = { ...plain, ...change };
   const outcome = await policyStep({
-    ...{ trainer, engine, tokenizer, task: letters, stage, sizes, rowLengths: [16, 32], seed: 3, step: 6 },
+    ...{
+      trainer,
+      engine,
+      tokenizer,
+      task: letters,
+      stage,
+      sizes,
+      rows: { rowLengths: [16, 32] },
+      seed: 3,
+      step: 6,
+    },
     ...options,
   });
   const after = trainer.snapshot();
@@ -155,6 +166,21 @@ describe("a step of reinforcement learning", () => {
     expect(some.outcome.rl.kl).toBeGreaterThan(1e-4);
   });
 
+  it.each(POLICY_LOSSES)("learns the same by %s where a row holds a prompt once", async (loss) => {
+    const change = { loss, klBeta: 0.1, updatesPerRollout: 2, batchTokens: 512 };
+    // Rows of 256 cost so much that shared ones are taken.
+    const [apart, together] = [{ rowLengths: [16, 32] }, { rowLengths: [256], sharedRowLengths: [32] }].map(
+      (rows) => oneStep(change, { rows, reference: reference(2) }),
+    );
+    const [each, once] = [await apart!, await together!];
+    expect(once.outcome.tokens.train).toBeLessThan(each.outcome.tokens.train);
+    expect(once.outcome.flops).toBeLessThan(each.outcome.flops);
+    expectSameMoments(once.after, each.after);
+    expect(once.outcome.loss).toBeCloseTo(each.outcome.loss, 5);
+    expect(once.outcome.rl.kl).toBeCloseTo(each.outcome.rl.kl!, 6);
+    expect(once.outcome.rl.ratio.max).toBeCloseTo(each.outcome.rl.ratio.max, 4);
+  });
+
   it("learns what the loss says, not from how rows are packed", async () => {
     const { after: long } = await oneStep({ batchTokens: 512 });
     const { after: short } = await oneStep({ batchTokens: 32 });
@@ -173,7 +199,15 @@ describe("a step of reinforcement learning", () => {
         rates: { adamW: 0.01, muon: 0 },
         schedule: { warmup: 0, decay: 0, final: 1 },
       };
-      const shape = { trainer, engine, tokenizer, task: letters, stage, sizes, rowLengths: [16, 32] };
+      const shape = {
+        trainer,
+        engine,
+        tokenizer,
+        task: letters,
+        stage,
+        sizes,
+        rows: { rowLengths: [16, 32] },
+      };
       const { rl } = await policyStep({ ...shape, seed: 3, step });
       rewards.push(rl.reward.mean);
     }

@@ -35,9 +35,12 @@ describe("swiglu", () => {
 });
 
 describe("packedCausalMask", () => {
-  const mask = (segments: readonly number[]): number[][] => {
+  const mask = (segments: readonly number[], prefixes = segments): number[][] => {
     const T = segments.length;
-    const flat = run({ segments: i32([1, T], segments) }, ({ segments: s }) => packedCausalMask(s!));
+    const arrays = { segments: i32([1, T], segments), prefixes: i32([1, T], prefixes) };
+    const flat = run(arrays, ({ segments: s, prefixes: p }) =>
+      packedCausalMask({ segments: s!, ...(prefixes === segments ? {} : { prefixes: p! }) }),
+    );
     return Array.from({ length: T }, (_, t) => flat.slice(t * T, (t + 1) * T).map((x) => Number(x === 0)));
   };
 
@@ -51,13 +54,24 @@ describe("packedCausalMask", () => {
     ]);
   });
 
+  it("lets a position see the prefix of its segment", () => {
+    expect(mask([1, 1, 2, 3, 3, 0], [1, 1, 1, 1, 1, 0])).toEqual([
+      [1, 0, 0, 0, 0, 0],
+      [1, 1, 0, 0, 0, 0],
+      [1, 1, 1, 0, 0, 0],
+      [1, 1, 0, 1, 0, 0],
+      [1, 1, 0, 1, 1, 0],
+      [0, 0, 0, 0, 0, 1],
+    ]);
+  });
+
   it("of one position is open", () => {
     expect(mask([7])).toEqual([[1]]);
   });
 
   it("is finite: a row of nothing but masked scores has probabilities", () => {
     const segments = i32([1, 3], [1, 2, 3]);
-    const values = run({ segments }, ({ segments: s }) => packedCausalMask(s!));
+    const values = run({ segments }, ({ segments: s }) => packedCausalMask({ segments: s! }));
     for (const value of values) expect(Number.isFinite(value)).toBe(true);
     const masked = f32([1, 3], new Array<number>(3).fill(Math.min(...values)));
     for (const p of run({ masked }, ({ masked: m }) => softmax(m!))) expect(p).toBeCloseTo(1 / 3, 6);

@@ -77,7 +77,9 @@ describe.each([undefined, 6])("latent attention, queries from a latent of %s", (
   const naive = (): HostArray<"f32"> => {
     const arrays = { ...weights, x, positions: i32([B, T], [...range(0, T), ...range(0, T)]) };
     const graph = trace(specsOf(arrays), (v: Record<string, Value>) => {
-      const mask = packedCausalMask(constant(v["x"]!, i32([B, T], new Array(B * T).fill(1))));
+      const mask = packedCausalMask({
+        segments: constant(v["x"]!, i32([B, T], new Array(B * T).fill(1))),
+      });
       return { y: latentAttention(v["x"]!, weightsOf(v), mask, SIZES, rotationOf(v["positions"]!)) };
     });
     return interpret(graph, arrays)["y"] as HostArray<"f32">;
