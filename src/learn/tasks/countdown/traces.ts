@@ -271,6 +271,8 @@ function lastLine(
     if (term === undefined) continue;
     const last = stepsOf(term, kept, largest).find((step) => step.operator === operator)?.term;
     if (last === undefined || last.value < goal.min || last.value > goal.max) continue;
+    // Such a line solves a puzzle.
+    if (splitOf({ numbers, target: last.value }) !== "train") continue;
     const tries: Try[] = [];
     for (const attempt of WALKS.backward(gameOf({ numbers, target: last.value }), largest, () => true)) {
       tries.push(attempt);

@@ -262,6 +262,14 @@ describe("drills", () => {
       }
     });
 
+    it("solve no held-out or published puzzle", () => {
+      const solved = [...backward.matchAll(/(\d+) (\d+): [^:]*: [^:]*?(\d+)[-+*/](\d+)=\d+✓/g)];
+      expect(solved.length).toBeGreaterThan(200);
+      for (const [, kept, target, a, b] of solved) {
+        expect(splitOf({ numbers: [kept, a, b].map(Number), target: Number(target) })).toBe("train");
+      }
+    });
+
     it("end thoughts, with each operator about as often", () => {
       const ends = [...backward.matchAll(/(\d+) (\d+): ([^:]*): [^:]*?=(\d+)✓ ((\d+)([-+*/])(\d+))=(\d+)/g)];
       const counts: Record<string, number> = { "+": 0, "-": 0, "*": 0, "/": 0 };
