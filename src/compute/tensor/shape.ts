@@ -66,17 +66,3 @@ export function normalizeAxis(where: string, axis: number, rank: number): number
   }
   return normal;
 }
-
-/**
- * Checks a shape against what the caller is about to rely on.
- * @throws ShapeError naming both shapes
- */
-export function expectShape(x: { readonly shape: Shape }, shape: Shape, where: string): void {
-  if (!sameShape(x.shape, shape)) {
-    throw new ShapeError({
-      where,
-      rule: `shape must be [${shape.join(",")}]`,
-      got: `[${x.shape.join(",")}]`,
-    });
-  }
-}

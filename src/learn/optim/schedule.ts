@@ -12,8 +12,6 @@ export interface Schedule {
   readonly final: number;
 }
 
-export const CONSTANT: Schedule = { warmup: 0, decay: 0, final: 1 };
-
 /**
  * The factor for one step.
  * @param step   1-based

@@ -75,7 +75,7 @@ const PolicyStage = z.strictObject({
   loss: z.enum(POLICY_LOSSES),
   /** What an advantage is divided by: the spread of its group, of the batch, or nothing. */
   scaling: z.enum(["group", "batch", "none"]),
-  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `CLIP_BOUNDS` in losses.ts. */
+  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `CLIP_BOUNDS` in losses/grpo.ts. */
   clipLow: nonNegative,
   clipHigh: nonNegative,
   /** Two-sided clipping: the largest ratio a negative advantage may be multiplied with. Absent: none. */

@@ -3,7 +3,6 @@ import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
 import {
   broadcastShapes,
-  expectShape,
   normalizeAxis,
   sameShape,
   showSpec,
@@ -85,15 +84,6 @@ describe("normalizeAxis", () => {
   it.each([3, -4, 0.5, Number.NaN])("refuses %d in rank 3", (axis) => {
     expect(() => normalizeAxis("sum", axis, 3)).toThrow(
       `sum: axis must be an integer within rank 3; got ${axis}.`,
-    );
-  });
-});
-
-describe("expectShape", () => {
-  it("passes the shape it was told and names both otherwise", () => {
-    expectShape({ shape: [2, 3] }, [2, 3], "attention.x");
-    expect(() => expectShape({ shape: [2, 3] }, [2, 4], "attention.x")).toThrow(
-      new ShapeError({ where: "attention.x", rule: "shape must be [2,4]", got: "[2,3]" }),
     );
   });
 });

@@ -1,9 +1,11 @@
 import { describe, expect, it } from "vitest";
 import { ConfigError } from "../../../src/base/errors.ts";
-import { CONSTANT, type Schedule, scheduleFactor } from "../../../src/learn/optim/schedule.ts";
+import { type Schedule, scheduleFactor } from "../../../src/learn/optim/schedule.ts";
 
 const factors = (schedule: Schedule, steps: number): number[] =>
   Array.from({ length: steps }, (_, i) => scheduleFactor(schedule, i + 1, steps));
+
+const CONSTANT: Schedule = { warmup: 0, decay: 0, final: 1 };
 
 describe("scheduleFactor", () => {
   it("is 1 throughout when constant, also for a single step", () => {
