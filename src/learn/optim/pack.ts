@@ -205,6 +205,9 @@ export interface BucketShape {
 /** The last batch of a bucket has as many rows as the others, or a half, or a quarter: few programs, little padding. */
 const FRACTIONS = [4, 2, 1];
 
+/** Rows that share have programs of their own, which take longer to build than a little saves. */
+const WORTH_SHARING = 1.1;
+
 /** Rows of one length, and how many of them each batch has. */
 interface Bucket {
   readonly rowLength: number;
@@ -227,9 +230,9 @@ export function packInto(
 ): PackedBatch[] {
   const { rowLengths, sharedRowLengths = [], batchTokens, padId, costOfToken = () => 1 } = shape;
   const costOf = (buckets: readonly Bucket[]): number => {
-    const each = buckets.map(({ rowLength, batches }) => {
+    const each = buckets.map(({ rowLength, shared, batches }) => {
       const rows = batches.reduce((sum, n) => sum + n, 0);
-      return rows * rowLength * costOfToken(rowLength);
+      return rows * rowLength * costOfToken(rowLength) * (shared ? WORTH_SHARING : 1);
     });
     return each.reduce((sum, cost) => sum + cost, 0);
   };
