@@ -8,7 +8,7 @@ import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { sizeOf, type TensorSpec } from "../../compute/tensor/shape.ts";
 import { architectureOf, type ModelConfig, weightSpecs } from "../../model/arch/models.ts";
 import { fromHidden } from "../losses/predictions.ts";
-import type { PackedBatch } from "./pack.ts";
+import type { PackedBatch } from "./rows.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 
 const BATCH_INPUTS = ["ids", "positions", "segments", "prefixes", "targets"] as const;

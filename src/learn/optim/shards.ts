@@ -7,7 +7,7 @@
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
 import { hasShortOperators, type ModelConfig } from "../../model/arch/models.ts";
-import type { PackedBatch } from "./pack.ts";
+import type { PackedBatch } from "./rows.ts";
 
 const SHARDS = 2;
 

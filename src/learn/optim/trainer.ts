@@ -22,7 +22,7 @@ import { architectureOf, type ModelConfig, modelParameters, weightSpecs } from "
 import { draftLoss } from "../losses/cross-entropy.ts";
 import { batchSpecs, type Loss } from "../losses/loss.ts";
 import { fromHidden } from "../losses/predictions.ts";
-import type { PackedBatch } from "./pack.ts";
+import type { PackedBatch } from "./rows.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "./shards.ts";
 import { adamW, clipFactor, globalNorm, muon } from "./update.ts";
 

@@ -2,7 +2,8 @@
 
 import type { Random } from "../../compute/tensor/random.ts";
 import { advantages, lossWeights } from "../losses/advantage.ts";
-import type { BucketShape, TrainingSequence } from "../optim/pack.ts";
+import type { BucketShape } from "../optim/pack.ts";
+import type { TrainingSequence } from "../optim/rows.ts";
 import type { PolicyStageConfig } from "./config.ts";
 import type { Group, Sample } from "./rollout.ts";
 

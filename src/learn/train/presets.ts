@@ -35,7 +35,7 @@ const QUICK: FreshRunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 74,
+    steps: 80,
     prompts: 32,
     samples: 8,
     maxNewTokens: 240,

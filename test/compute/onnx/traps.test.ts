@@ -21,7 +21,7 @@ import { f32, hostArray, i32 } from "../../../src/compute/tensor/host.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
 import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
 import type { Loss } from "../../../src/learn/losses/loss.ts";
-import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import type { PackedBatch } from "../../../src/learn/optim/rows.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeLlama, type LlamaConfig } from "../../../src/model/arch/llama.ts";
 import { type Arrays, createEngine, differentiableInputs, inputsOf, lossGraph } from "../harness.ts";

@@ -18,7 +18,8 @@ import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
 import { POLICY_LOSSES, type PolicyLossName, policyLoss } from "../../../src/learn/losses/grpo.ts";
 import { batchSpecs, type Loss } from "../../../src/learn/losses/loss.ts";
 import { entropyOf, fromLogits, targetLogp } from "../../../src/learn/losses/predictions.ts";
-import { bestFit, layOut, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import { bestFit } from "../../../src/learn/optim/pack.ts";
+import { layOut, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 import { createEngine, expectClose, runOnEngine, specsOf } from "../../compute/harness.ts";
 import { readFixture, type StoredArray, toHost } from "../../fixture.ts";
 

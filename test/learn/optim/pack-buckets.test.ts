@@ -1,12 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import {
-  type PackedBatch,
-  packInto,
-  segmentLengths,
-  type TrainingSequence,
-} from "../../../src/learn/optim/pack.ts";
+import { packInto } from "../../../src/learn/optim/pack.ts";
+import { type PackedBatch, segmentLengths, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 
 /** A sequence whose tokens tell which it is. */
 const sequence = (length: number, id: number): TrainingSequence => ({

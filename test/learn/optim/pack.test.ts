@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { bestFit, layOut, packAll, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import { bestFit, packAll } from "../../../src/learn/optim/pack.ts";
+import { layOut, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 
 const numbers = (array: { readonly data: ArrayLike<number> }): number[] => Array.from(array.data);
 

@@ -4,7 +4,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray } from "../../../src/compute/tensor/host.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
-import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import type { PackedBatch } from "../../../src/learn/optim/rows.ts";
 import { scheduleFactor } from "../../../src/learn/optim/schedule.ts";
 import { type OptimizerOptions, Trainer } from "../../../src/learn/optim/trainer.ts";
 import { loadModelWeights, type ModelWeights } from "../../../src/model/checkpoint/folder.ts";

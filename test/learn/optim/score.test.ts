@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, it } from "vitest";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
-import { layOut, type PackedBatch } from "../../../src/learn/optim/pack.ts";
+import { layOut, type PackedBatch } from "../../../src/learn/optim/rows.ts";
 import { Scorer } from "../../../src/learn/optim/score.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeModel } from "../../../src/model/arch/models.ts";

@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
-import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import type { PackedBatch } from "../../../src/learn/optim/rows.ts";
 import { Scorer } from "../../../src/learn/optim/score.ts";
 import { divideRows, eachShard, shardsOf, threadsOfShard } from "../../../src/learn/optim/shards.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";

@@ -12,7 +12,7 @@ import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
 import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
 import type { Loss } from "../../../src/learn/losses/loss.ts";
 import { fromLogits } from "../../../src/learn/losses/predictions.ts";
-import type { PackedBatch } from "../../../src/learn/optim/pack.ts";
+import type { PackedBatch } from "../../../src/learn/optim/rows.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import { initializeLlama, llamaTrain } from "../../../src/model/arch/llama.ts";
 import { createEngine, expectAllClose, specsOf, type Tolerance } from "../../compute/harness.ts";

@@ -2,7 +2,7 @@
 
 import { Random } from "../../../src/compute/tensor/random.ts";
 import type { PolicyLossName } from "../../../src/learn/losses/grpo.ts";
-import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/optim/pack.ts";
+import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
 
 /** Small enough that every weight can be moved by itself. */
