@@ -10,7 +10,7 @@ import { puzzleSource } from "../../learn/tasks/countdown/puzzle.ts";
 import { solve } from "../../learn/tasks/countdown/solve.ts";
 import { COUNTDOWN_GAMES, type CountdownGame } from "../../learn/tasks/countdown/task.ts";
 import { puzzlePrompt } from "../../learn/tasks/countdown/traces.ts";
-import type { Puzzle } from "../../learn/tasks/countdown/types.ts";
+import { NUMBER_USES, type NumberUse, type Puzzle } from "../../learn/tasks/countdown/types.ts";
 import { verifyCountdown } from "../../learn/tasks/countdown/verify.ts";
 import { MISS } from "../../learn/tasks/countdown/walks.ts";
 import { judge } from "../../learn/tasks/judge.ts";
@@ -74,38 +74,42 @@ export function readPuzzle(prompt: string): Puzzle | undefined {
 }
 
 /** A puzzle's shortest solution; null when there is none, undefined when the numbers are too large to tell. */
-function solutionOf(puzzle: Puzzle): string | null | undefined {
+function solutionOf(puzzle: Puzzle, use: NumberUse): string | null | undefined {
   const largest = Math.max(2, ...puzzle.numbers);
   const count = puzzle.numbers.length;
   if (2 ** (count - 1) * largest ** count > Number.MAX_SAFE_INTEGER) return undefined;
-  return (solve(puzzle, { fractions: true, negatives: true })[0]?.text ?? null) as string | null;
+  return (solve(puzzle, { use, fractions: true, negatives: true })[0]?.text ?? null) as string | null;
 }
 
-function judgeCountdown(puzzle: Puzzle, { text }: Judged): Verdict {
-  const { accuracy, reason } = verifyCountdown(puzzle, text);
+function judgeCountdown(puzzle: Puzzle, { text }: Judged, use: NumberUse): Verdict {
+  const { accuracy, reason } = verifyCountdown(puzzle, text, { use });
   const failedTries = text.split(MISS).length - 1;
   if (accuracy === 1) return { correct: true, reason: `makes ${puzzle.target}`, failedTries };
-  const solution = solutionOf(puzzle);
+  const solution = solutionOf(puzzle, use);
   return { correct: false, reason, failedTries, ...(solution === undefined ? {} : { solution }) };
 }
 
 const CountdownConfig = z.object({
-  countdown: z.object({ game: z.enum(Object.keys(COUNTDOWN_GAMES) as CountdownGame[]) }),
+  countdown: z.object({
+    game: z.enum(Object.keys(COUNTDOWN_GAMES) as CountdownGame[]),
+    use: z.enum(NUMBER_USES).default("at-most-once"),
+  }),
 });
 
-/** The countdown game of a run's configuration, or the default one. */
-export function countdownGameOf(config: unknown): CountdownGame {
+/** The countdown game of a run's configuration and how often it wants each number used, or the defaults. */
+export function countdownOf(config: unknown): { readonly game: CountdownGame; readonly use: NumberUse } {
   const parsed = CountdownConfig.safeParse(config);
-  return parsed.success ? parsed.data.countdown.game : "quick";
+  return parsed.success ? parsed.data.countdown : { game: "quick", use: "at-most-once" };
 }
 
 function countdownPrompts(config: unknown): TaskPrompts {
-  const game = COUNTDOWN_GAMES[countdownGameOf(config)];
+  const { game: name, use } = countdownOf(config);
+  const game = COUNTDOWN_GAMES[name];
   // Of the test split: puzzles that no run of this game has trained on.
   const source = puzzleSource({ ...game, split: "test" });
   const draw = (random: Random): DrawnPrompt => {
     const puzzle = source(random);
-    return { prompt: puzzlePrompt(puzzle), judge: (answer) => judgeCountdown(puzzle, answer) };
+    return { prompt: puzzlePrompt(puzzle), judge: (answer) => judgeCountdown(puzzle, answer, use) };
   };
   return {
     task: "countdown",
@@ -117,7 +121,7 @@ function countdownPrompts(config: unknown): TaskPrompts {
     },
     judge: (prompt, answer) => {
       const puzzle = readPuzzle(prompt);
-      return puzzle === undefined ? undefined : judgeCountdown(puzzle, answer);
+      return puzzle === undefined ? undefined : judgeCountdown(puzzle, answer, use);
     },
   };
 }

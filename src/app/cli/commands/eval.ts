@@ -9,8 +9,13 @@ import { fileError } from "../../../base/files.ts";
 import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
 import type { EvalSummary } from "../../../learn/runs/records.ts";
 import { splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
-import { COUNTDOWN_GAMES, type CountdownGame, puzzleExample } from "../../../learn/tasks/countdown/task.ts";
-import type { Puzzle } from "../../../learn/tasks/countdown/types.ts";
+import {
+  COUNTDOWN_GAMES,
+  type CountdownGame,
+  puzzleExample,
+  USE_IN_WORDS,
+} from "../../../learn/tasks/countdown/task.ts";
+import type { NumberUse, Puzzle } from "../../../learn/tasks/countdown/types.ts";
 import { jsonl } from "../../../learn/tasks/jsonl.ts";
 import { asChat, asText } from "../../../learn/tasks/prompts.ts";
 import type { Example, Task } from "../../../learn/tasks/task.ts";
@@ -34,13 +39,14 @@ import {
   samplingFor,
 } from "../model.ts";
 import { countTokens, progressOn } from "../progress.ts";
-import { countdownGameOf } from "../prompts.ts";
+import { countdownOf } from "../prompts.ts";
 import { openNamedTask } from "../task.ts";
 import { printable } from "../text.ts";
 
 interface EvalOptions {
   readonly task?: string;
   readonly game?: CountdownGame;
+  readonly exactlyOnce?: true;
   readonly data?: string;
   readonly samples: number;
   readonly temperature?: number;
@@ -84,17 +90,20 @@ function checked<T>(schema: z.ZodType<T>, form: string, where: string, value: un
   throw new FormatError({ where: `${where}${field}`, rule: `must be a row ${form}`, got: issue.message });
 }
 
-/** The examples of a data file: puzzles of countdown, or rows that the task's judges know. */
+/**
+ * The examples of a data file: puzzles of countdown, or rows that the task's judges know.
+ * @param use  of the numbers of countdown's puzzles; absent for other tasks
+ */
 async function readExamples(
   file: string,
-  isCountdown: boolean,
+  use: NumberUse | undefined,
   limit = Infinity,
 ): Promise<Example<unknown>[]> {
   const toExample = (value: unknown, line: number): Example<unknown> => {
     const where = `${file}:${line}`;
-    if (isCountdown) {
+    if (use !== undefined) {
       const row = checked(PuzzleRow, "{numbers, target}", where, value);
-      return puzzleExample(row, row.id);
+      return puzzleExample(row, { id: row.id, use });
     }
     const row = checked(PromptRow, "{prompt, …}", where, value);
     const { id = line, prompt, messages } = row;
@@ -112,6 +121,8 @@ interface Measured {
   readonly what: string;
   /** The game they were drawn from. */
   readonly game?: CountdownGame;
+  /** How often an answer is to use each number, where the task is countdown. */
+  readonly use?: NumberUse;
   /** How many of them are puzzles that training may draw. */
   readonly trainable: number;
 }
@@ -128,27 +139,43 @@ async function openPrompts(options: EvalOptions, found: FoundModel): Promise<Mea
     });
   }
   const isCountdown = name === "countdown";
-  if (options.game !== undefined && !isCountdown) {
-    throw new ConfigError({ where: "--game", rule: "is for the task countdown", got: `the task ${name}` });
+  for (const [flag, given] of [
+    ["--game", options.game],
+    ["--exactly-once", options.exactlyOnce],
+  ]) {
+    if (given === undefined || isCountdown) continue;
+    throw new ConfigError({
+      where: `${flag}`,
+      rule: "is for the task countdown",
+      got: `the task ${name}`,
+      remedy: "Leave it out",
+    });
   }
-  const game = options.game ?? countdownGameOf(manifest?.config);
+  const own = countdownOf(manifest?.config);
+  const game = options.game ?? own.game;
+  const use = options.exactlyOnce ? "exactly-once" : own.use;
   const { data, limit } = options;
   const heldOutCount = data === undefined ? (limit ?? HELD_OUT) : 1;
-  const { task } = await openNamedTask(name, { game, heldOut: "test", heldOutCount });
+  const { task } = await openNamedTask(name, { game, use, heldOut: "test", heldOutCount });
   const examples =
     data === undefined
       ? task.validation.slice(0, limit ?? HELD_OUT)
-      : await readExamples(data, isCountdown, limit);
+      : await readExamples(data, isCountdown ? use : undefined, limit);
   const count = examples.length.toLocaleString("en");
-  if (data !== undefined) {
-    const trainable = isCountdown
-      ? examples.filter(({ row }) => splitOf(row as Puzzle) === "train").length
-      : 0;
-    return { task, examples, what: `${count} prompts of ${basename(data)}`, trainable };
+  if (!isCountdown) {
+    const what =
+      data === undefined
+        ? `${count} held-out prompts of ${task.name}`
+        : `${count} prompts of ${basename(data)}`;
+    return { task, examples, what, trainable: 0 };
   }
-  if (!isCountdown)
-    return { task, examples, what: `${count} held-out prompts of ${task.name}`, trainable: 0 };
-  return { task, examples, what: `${count} held-out puzzles of the game ${game}`, game, trainable: 0 };
+  const rule = use === "at-most-once" ? "" : `, numbers ${USE_IN_WORDS[use]}`;
+  if (data !== undefined) {
+    const trainable = examples.filter(({ row }) => splitOf(row as Puzzle) === "train").length;
+    return { task, examples, what: `${count} prompts of ${basename(data)}${rule}`, use, trainable };
+  }
+  const what = `${count} held-out puzzles of the game ${game}${rule}`;
+  return { task, examples, what, game, use, trainable: 0 };
 }
 
 /** Sequences side by side: as many as there are, and as fit the memory set aside for their caches. */
@@ -188,7 +215,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   const found = await findModel(name, options.runs, io);
   const model = await loadStoredModel(found.folder);
   await using _ = closing(model);
-  const { task, examples, what, game, trainable } = await openPrompts(options, found);
+  const { task, examples, what, game, use, trainable } = await openPrompts(options, found);
   const { samples, seed, threads } = options;
   // As the model was measured when it was trained, so that measuring again gives the same number.
   const { temperature, topP } = samplingFor(model, options);
@@ -240,6 +267,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
       model: found.folder,
       task: task.name,
       ...(game === undefined ? {} : { game }),
+      ...(use === undefined ? {} : { use }),
       ...(data === undefined ? {} : { data, trainable }),
       ...summary,
       temperature,
@@ -277,6 +305,7 @@ export function register(program: Command, io: Context): void {
         Object.keys(COUNTDOWN_GAMES),
       ),
     )
+    .option("--exactly-once", "an answer must use every number of the puzzle; as in training if left out")
     .option("--data <file>", "JSONL rows to measure on instead: {numbers, target}, or a task's {prompt, …}")
     .option(
       "--limit <n>",

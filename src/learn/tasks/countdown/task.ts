@@ -17,7 +17,7 @@ import {
   giveUp,
   puzzlePrompt,
 } from "./traces.ts";
-import type { Puzzle } from "./types.ts";
+import type { NumberUse, Puzzle } from "./types.ts";
 import { type CountdownRules, countdownRewards, verifyCountdown } from "./verify.ts";
 import { HIT, MISS } from "./walks.ts";
 
@@ -87,18 +87,31 @@ function shaping(
 /** Held-out puzzles are drawn with this seed whatever the run's, so that all runs are measured on the same. */
 const HELD_OUT_SEED = 3;
 
+/** How often each number is to be used, in words. */
+export const USE_IN_WORDS: Readonly<Record<NumberUse, string>> = {
+  "at-most-once": "each at most once",
+  "exactly-once": "each exactly once",
+};
+
 /** A puzzle in words, for a model that was not brought up on the notation. */
-function asked({ numbers, target }: Puzzle): ChatMessage[] {
+function asked({ numbers, target }: Puzzle, use: NumberUse): ChatMessage[] {
   const content =
-    `Use the numbers ${numbers.join(", ")}, each at most once, with + - * / and brackets, to make ${target}. ` +
+    `Use the numbers ${numbers.join(", ")}, ${USE_IN_WORDS[use]}, with + - * / and brackets, to make ${target}. ` +
     "Think step by step between <think> and </think>. Then write the expression alone between <answer> and </answer>, " +
     "for example <answer>(1 + 2) * 3</answer>.";
   return [{ role: "user", content }];
 }
 
-/** @param id  @default the puzzle's content */
-export function puzzleExample(puzzle: Puzzle, id: string | number = contentKey(puzzle)): Example<Puzzle> {
-  return { id: String(id), prompt: puzzlePrompt(puzzle), messages: asked(puzzle), row: puzzle };
+/**
+ * @param options.id   @default the puzzle's content
+ * @param options.use  what its words ask for. @default "at-most-once"
+ */
+export function puzzleExample(
+  puzzle: Puzzle,
+  options: { readonly id?: string | number | undefined; readonly use?: NumberUse | undefined } = {},
+): Example<Puzzle> {
+  const { id = contentKey(puzzle), use = "at-most-once" } = options;
+  return { id: String(id), prompt: puzzlePrompt(puzzle), messages: asked(puzzle, use), row: puzzle };
 }
 
 /** Share of what a base reads that is sums apart from puzzles. */
@@ -120,11 +133,16 @@ const MOST_REPEATS = 2_000;
  * Different puzzles of a split, in a fixed order.
  * @throws ConfigError when the split has fewer
  */
-function heldOutExamples(game: GameOptions, split: "validation" | "test", count: number): Example<Puzzle>[] {
+function heldOutExamples(
+  game: GameOptions,
+  split: "validation" | "test",
+  count: number,
+  use: NumberUse,
+): Example<Puzzle>[] {
   const draw = puzzleSource({ ...game, split });
   const byKey = new Map<string, Example<Puzzle>>();
   for (let i = 0, repeats = 0; byKey.size < count; i++) {
-    const example = puzzleExample(draw(new Random(HELD_OUT_SEED, i)));
+    const example = puzzleExample(draw(new Random(HELD_OUT_SEED, i)), { use });
     repeats = byKey.has(example.id) ? repeats + 1 : 0;
     if (repeats === 0) byKey.set(example.id, example);
     if (repeats > MOST_REPEATS) {
@@ -156,7 +174,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   const {
     game: name = "quick",
     formatWeight = 0.1,
-    use,
+    use = "at-most-once",
     heldOut = "validation",
     heldOutCount = 1000,
   } = options;
@@ -164,10 +182,7 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
   const game = COUNTDOWN_GAMES[name];
   const drawAny = puzzleSource(game);
   const drawHarder = puzzleSource({ ...game, needs: "times-or-divide" });
-  const rules: CountdownRules = {
-    weights: { accuracy: 1, format: formatWeight },
-    ...(use === undefined ? {} : { use }),
-  };
+  const rules: CountdownRules = { weights: { accuracy: 1, format: formatWeight }, use };
   const allHard = "needs" in game && game.needs === "times-or-divide";
   const draw = (random: Random): Puzzle =>
     (!allHard && random.uniform() < HARDER_SHARE ? drawHarder : drawAny)(random);
@@ -176,8 +191,8 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
     description: "Make the target from the numbers with + − × ÷ and brackets",
     alphabet: COUNTDOWN_ALPHABET,
     tokens: COUNTDOWN_TOKENS,
-    train: { draw: (random) => puzzleExample(draw(random)) },
-    validation: heldOutExamples(game, heldOut, heldOutCount),
+    train: { draw: (random) => puzzleExample(draw(random), { use }) },
+    validation: heldOutExamples(game, heldOut, heldOutCount, use),
     rewards: { ...countdownRewards(rules), ...shaping(rules, options) },
     explore: (random) =>
       random.uniform() < DRILL_SHARE
@@ -188,12 +203,12 @@ export function countdownTask(options: CountdownOptions = {}): Task<Puzzle> {
       if (kind < GOOD_SHARES.drills) return drill(random, game, options.explore);
       if (kind < GOOD_SHARES.drills + GOOD_SHARES.hopeless) {
         const { puzzle, ...trace } = giveUp(random, game, options.explore);
-        return { ...trace, messages: asked(puzzle) };
+        return { ...trace, messages: asked(puzzle, use) };
       }
       for (;;) {
         const puzzle = draw(random);
         const { solved, ...trace } = demonstrate(puzzle, options.explore);
-        if (solved) return { ...trace, messages: asked(puzzle) };
+        if (solved) return { ...trace, messages: asked(puzzle, use) };
       }
     },
     wentBack: ({ text }) => {

@@ -42,6 +42,17 @@ describe("pondera chat, from a pipe", () => {
     expect(out).toContain("✗ makes 24, not 99  but nobody could: these numbers do not make it (·_·)\n");
   });
 
+  it("judges by the rule that the run was trained with", async () => {
+    const config = { countdown: { game: "quick", use: "exactly-once" } };
+    await makeRun({ root, name: "strict", model: solver, config });
+    const { out } = await piped(["6 4 = 24", "6 4 1 = 24", "6 4 7 = 24"]);
+    const verdicts = out.split("\n").filter((line) => /^ {2}[✓✗] /.test(line));
+    expect(verdicts[0]).toMatch(/✓ makes 24/);
+    // All of the numbers make 24, or no 24 at all: what some of them make is no way.
+    expect(verdicts[1]).toMatch(/✗ 1 is not used {2}one way: (?=.*1)(?=.*4)(?=.*6)/);
+    expect(verdicts[2]).toMatch(/✗ 7 is not used {2}but nobody could/);
+  });
+
   it("writes a puzzle as the task does, however it was typed", async () => {
     await makeRun({ root, name: "one", model: solver });
     for (const typed of ["6,4=24", " 6, 4 =24 ", "6 4 = 24"])

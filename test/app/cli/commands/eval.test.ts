@@ -113,6 +113,28 @@ describe("pondera eval", () => {
     expect(JSON.parse(other.out)).toMatchObject({ game: "quick", count: 2 });
   });
 
+  it("counts as the run's own rule does, and stricter where asked", async () => {
+    const rows = await data([
+      { numbers: [6, 4, 7], target: 24 },
+      { numbers: [6, 4], target: 24 },
+    ]);
+    await makeRun({ root, name: "lenient", model: solver, config: { countdown: { game: "quick" } } });
+    const config = { countdown: { game: "quick", use: "exactly-once" } };
+    await makeRun({ root, name: "strict", model: solver, config });
+    const measured = async (...argv: string[]) =>
+      JSON.parse((await evaluate(...argv, "--data", rows, "--json")).out);
+    expect(await measured("lenient")).toMatchObject({ pass1: 1, use: "at-most-once" });
+    expect(await measured("strict")).toMatchObject({ pass1: 0.5, use: "exactly-once" });
+    expect(await measured("lenient", "--exactly-once")).toMatchObject({ pass1: 0.5, use: "exactly-once" });
+    expect((await evaluate("strict", "--data", rows)).out).toMatch(
+      /^strict on 2 prompts of rows\.jsonl, numbers each exactly once, 1 sample each/,
+    );
+    expect((await evaluate("strict", "--limit", "1")).out).toMatch(
+      /^strict on 1 held-out puzzles of the game quick, numbers each exactly once, /,
+    );
+    expect((await evaluate("lenient", "--limit", "1")).out).not.toContain("once");
+  });
+
   it("keeps every answer with its verdict, in a form that grade agrees with", async () => {
     await makeRun({ root, name: "one", model: babbler() });
     const records = join(root, "records.jsonl");
@@ -169,6 +191,10 @@ describe("pondera eval", () => {
     expect(measured.pass1).toBeCloseTo(2 / 3, 12);
     const heldOut = JSON.parse((await evaluate(folder, "--task", file, "--limit", "2", "--json")).out);
     expect(heldOut).toMatchObject({ task: "add", count: 2 });
+    expect(heldOut).not.toHaveProperty("use");
+    const refused = await evaluate(folder, "--task", file, "--exactly-once");
+    expect(refused.code).toBe(2);
+    expect(refused.err).toMatch(/--exactly-once: is for the task countdown; got the task .*Leave it out\./);
   });
 
   it.runIf(existsSync(published))("reads the published puzzles, none of which is trained on", async () => {

@@ -85,6 +85,23 @@ describe("countdown's judges", () => {
     expect((await judge(strict, answer, { ...example, row })).correct).toBe(false);
   });
 
+  it("say in words how often each number is to be used", () => {
+    for (const [use, words, other] of [
+      [undefined, "each at most once", "exactly once"],
+      ["exactly-once", "each exactly once", "at most once"],
+    ] as const) {
+      const strict = countdownTask({ heldOutCount: 1, ...(use === undefined ? {} : { use }) });
+      const shown = Array.from({ length: 40 }, (_, i) => strict.demonstrate!(new Random(2, i)).messages);
+      const all = [strict.train.draw(new Random(1)).messages, strict.validation[0]!.messages, ...shown];
+      const contents = all.flatMap((messages) => messages?.map(({ content }) => content) ?? []);
+      expect(contents.length).toBeGreaterThan(20);
+      for (const content of contents) {
+        expect(content).toContain(words);
+        expect(content).not.toContain(other);
+      }
+    }
+  });
+
   it("may punish repetition and shape length", async () => {
     const shaped = countdownTask({
       ...{ heldOutCount: 1, formatWeight: 0, repetitionWeight: 0.5, use: "exactly-once" },
