@@ -10,7 +10,7 @@ import { ADAPTER_TARGETS, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
 import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "../losses/grpo.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
-import { EXPLORE_DEFAULTS } from "../tasks/countdown/traces.ts";
+import type { ExploreOptions } from "../tasks/countdown/traces.ts";
 import { NUMBER_USES } from "../tasks/countdown/types.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
 
@@ -107,15 +107,17 @@ const PolicyStage = z.strictObject({
 const gameNames = Object.keys(COUNTDOWN_GAMES) as [CountdownGame, ...CountdownGame[]];
 
 /** How exploration of the game is written; absent fields take the defaults of `explore`. */
-const { thoughts: _, ...exploreNumbers } = EXPLORE_DEFAULTS;
 const thoughtNames = Object.keys(WALKS) as [Thoughts, ...Thoughts[]];
 const Explore = z.strictObject({
   thoughts: z.enum(thoughtNames).optional(),
-  ...(Object.fromEntries(Object.keys(exploreNumbers).map((name) => [name, nonNegative.optional()])) as Record<
-    keyof typeof exploreNumbers,
-    z.ZodOptional<typeof nonNegative>
-  >),
-});
+  largest: count.optional(),
+  skip: belowOne.optional(),
+  stopAfterMiss: share.optional(),
+  stopAfterHit: share.optional(),
+  answerLast: share.optional(),
+  pairs: share.optional(),
+  checked: share.optional(),
+} satisfies Record<keyof ExploreOptions, z.ZodType>);
 
 /** DeepSeek-V3's layers in place of llama's: latent attention, and experts after the first dense layers. */
 const Mixture = z.strictObject({
@@ -260,6 +262,7 @@ export function parseRunConfig(value: unknown): RunConfig {
       });
     }
   }
+  checkExploration(config.countdown);
   const { prompts, samples, updatesPerRollout, maxNewTokens, overlong, overlongSlope } = config.rl;
   if (updatesPerRollout > prompts * samples) {
     throw new ConfigError({
@@ -276,6 +279,18 @@ export function parseRunConfig(value: unknown): RunConfig {
     });
   }
   return config;
+}
+
+/** @throws ConfigError where results may not be as large as the numbers they are made of */
+function checkExploration({ game, explore }: RunConfig["countdown"]): void {
+  const { max } = COUNTDOWN_GAMES[game].numbers;
+  const { largest = max } = explore;
+  if (largest >= max) return;
+  throw new ConfigError({
+    where: "config.countdown.explore.largest",
+    rule: `must be at least ${max}, the largest number of the game ${game}`,
+    got: `${largest}`,
+  });
 }
 
 /** @throws ConfigError naming the field that no model can have */

@@ -1,5 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { ConfigError } from "../../../src/base/errors.ts";
+import { Random } from "../../../src/compute/tensor/random.ts";
+import { COUNTDOWN_GAMES, countdownTask } from "../../../src/learn/tasks/countdown/task.ts";
 import {
   changedConfig,
   countdownOptions,
@@ -128,6 +130,36 @@ describe("a configuration read back", () => {
       /overlongSlope: must be at most maxNewTokens/,
     ],
     [
+      "exploration that leaves out every step",
+      (c) => {
+        c["countdown"]!["explore"] = { skip: 1 };
+      },
+      /config\.countdown\.explore\.skip: must be below 1; got 1/,
+    ],
+    ...["stopAfterMiss", "stopAfterHit", "answerLast", "pairs", "checked"].map(
+      (name): [string, (c: Record<string, Record<string, unknown>>) => void, RegExp] => [
+        `a chance above 1 (${name})`,
+        (c) => {
+          c["countdown"]!["explore"] = { [name]: 1.01 };
+        },
+        new RegExp(`config\\.countdown\\.explore\\.${name}: must be from 0 to 1; got 1\\.01`),
+      ],
+    ),
+    [
+      "results smaller than the game's numbers",
+      (c) => {
+        Object.assign(c["countdown"]!, { game: "cd3", explore: { largest: 99 } });
+      },
+      /explore\.largest: must be at least 100, the largest number of the game cd3; got 99/,
+    ],
+    [
+      "a largest result that is not whole",
+      (c) => {
+        c["countdown"]!["explore"] = { largest: 150.5 };
+      },
+      /explore\.largest: must be a whole number; got 150\.5/,
+    ],
+    [
       "a missing section",
       (c) => {
         delete c["validation"];
@@ -137,6 +169,22 @@ describe("a configuration read back", () => {
   ])("refuses %s", (_, change, message) => {
     expect(broken(change)).toThrow(ConfigError);
     expect(broken(change)).toThrow(message);
+  });
+});
+
+describe("the smallest largest result of exploration", () => {
+  it.each(["quick", "long", "cd3"] as const)("is enough to draw every kind of text of %s", (game) => {
+    for (const thoughts of ["forward", "backward"] as const) {
+      const { max } = COUNTDOWN_GAMES[game].numbers;
+      const explore = { thoughts, largest: max, checked: 0.5, skip: 0.999_999 };
+      const config = parseRunConfig({ ...quick, countdown: { ...quick.countdown, game, explore } });
+      const task = countdownTask({ ...countdownOptions(config), heldOutCount: 1 });
+      for (let i = 0; i < 40; i++) {
+        const random = new Random(1, i);
+        for (const trace of [task.explore!(random), task.demonstrate!(random)])
+          expect(trace.completion.length).toBeGreaterThan(0);
+      }
+    }
   });
 });
 

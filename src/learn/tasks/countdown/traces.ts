@@ -62,7 +62,7 @@ export const EXPLORE_DEFAULTS: Required<ExploreOptions> = {
   checked: 0,
 };
 
-/** Walks through one puzzle, after the last of which exploration ends in any case. */
+/** Walks through one puzzle, after the last of which exploration ends, or, with nothing to answer yet, leaves out nothing more. */
 const MOST_PASSES = 2;
 
 /**
@@ -108,7 +108,8 @@ export function explore(puzzle: Puzzle, random: Random, options: ExploreOptions 
   const tries: Try[] = [];
   const values: { expression: string; value: number }[] = [];
   for (let pass = 0, stopped = false; !stopped && (pass < MOST_PASSES || values.length === 0); pass++) {
-    for (const attempt of WALKS[thoughts](gameOf(puzzle), largest, () => random.uniform() >= skip)) {
+    const keep = (): boolean => pass >= MOST_PASSES || random.uniform() >= skip;
+    for (const attempt of WALKS[thoughts](gameOf(puzzle), largest, keep)) {
       tries.push(attempt);
       const { made } = attempt;
       if (made === undefined) continue;
