@@ -384,6 +384,8 @@ const FIXED = [
   "lora",
   "prompts",
   "countdown",
+  // Before and after are measured alike.
+  "evaluation",
   "pretrain.steps",
   "sft.steps",
   "pretrain.optimizer.matrices",

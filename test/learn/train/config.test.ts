@@ -253,6 +253,7 @@ describe("a configuration changed while its run rests", () => {
     "pretrain.steps=3",
     "rl.optimizer.matrices=adamw",
     "countdown.game=long",
+    "evaluation.temperature=0",
   ])("may not get %s", (assignment) => {
     expect(() => changedConfig(quick, [assignment])).toThrow(/must stay as it is once a run has begun/);
   });
