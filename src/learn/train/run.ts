@@ -72,7 +72,7 @@ export interface ResumeOptions extends RunOptions {
 
 /**
  * Goes on with a run from its last checkpoint; unless something is set anew, what comes out is what would have come out
- * without the pause. A finished run is left as it is.
+ * without the pause. A finished run is left as it is, and takes no settings.
  * @param openTask  gives the run's task again
  * @throws as {@link startRun}; RunLockedError while another process trains the run
  */
@@ -81,11 +81,19 @@ export async function resumeRun(
   openTask: (manifest: RunManifest, config: RunConfig) => Promise<Task<unknown>>,
   options: ResumeOptions = {},
 ): Promise<RunOutcome> {
+  const { set = [] } = options;
   const { result } = await readRun(path);
-  if (result !== undefined) return { kind: "finished", path, result };
+  if (result !== undefined) {
+    if (set.length === 0) return { kind: "finished", path, result };
+    throw new ConfigError({
+      where: "--set",
+      rule: "is for a run that has steps to go",
+      got: `${set.join(", ")} for one that has finished`,
+      remedy: "Leave it out, or start a new run with it",
+    });
+  }
   const folder = await RunFolder.open(path);
   try {
-    const { set = [] } = options;
     const config = changedConfig(parseRunConfig(folder.manifest.config), set);
     const task = await openTask(folder.manifest, config);
     checkTask(task, config);

@@ -129,6 +129,13 @@ describe("a run", () => {
   it("is left as it is when it has finished", async () => {
     const again = await resumeRun(join(root, "calm"), () => Promise.reject(new Error("not opened")));
     expect(again).toEqual({ ...outcome });
+    const before = await readFile(join(root, "calm", "run.json"), "utf8");
+    const changed = resumeRun(join(root, "calm"), async () => tinyTask(), { set: ["rl.steps=99"] });
+    await expect(changed).rejects.toThrow(ConfigError);
+    await expect(changed).rejects.toThrow(
+      /--set: is for a run that has steps to go; got rl\.steps=99 for one that has finished\. Leave it out, or start/,
+    );
+    expect(await readFile(join(root, "calm", "run.json"), "utf8")).toBe(before);
   });
 });
 

@@ -122,6 +122,11 @@ describe("pondera train", () => {
       ["train", "--resume", "one", "--seed", "3"],
       /--seed: is for new runs.*Change single fields with --set/,
     ],
+    [
+      2,
+      ["train", "--resume", "one", "--set", "rl.steps=9"],
+      /--set: is for a run that has steps to go; got rl\.steps=9 .*Leave it out/,
+    ],
     [1, ["train", "./none.ts"], /none\.ts: must be a task file/],
     [
       1,
