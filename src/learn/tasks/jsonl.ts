@@ -2,7 +2,8 @@
 import { createReadStream } from "node:fs";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { FileError, FormatError } from "../../base/errors.ts";
+import { FormatError } from "../../base/errors.ts";
+import { fileError } from "../../base/files.ts";
 
 /**
  * The lines of a text file, without their ends, read as they are asked for.
@@ -14,13 +15,8 @@ export async function* readLines(path: string | URL): AsyncGenerator<string> {
   try {
     // A line end inside `\r\n` may fall between two chunks; without a delay limit both halves still make one end.
     yield* createInterface({ input: stream, crlfDelay: Number.POSITIVE_INFINITY });
-  } catch (cause) {
-    throw new FileError({
-      where: file,
-      rule: "must be a readable file",
-      got: (cause as Error).message,
-      cause,
-    });
+  } catch (error) {
+    throw fileError(file, "readable", error);
   } finally {
     stream.destroy();
   }

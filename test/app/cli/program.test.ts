@@ -49,7 +49,9 @@ describe("habits of the command line", () => {
     const argv = ["grade", "countdown", "no-such-file.jsonl"];
     const plain = await pondera(argv);
     expect(plain.code).toBe(1);
-    expect(plain.err).toMatch(/^error: no-such-file\.jsonl: must be a readable file; got ENOENT.*\n$/);
+    expect(plain.err).toMatch(
+      /^error: no-such-file\.jsonl: must be readable; got ENOENT.*\. Check the path; its folder must exist\.\n$/,
+    );
     for (const debug of [
       await pondera([...argv, "--debug"]),
       await pondera(argv, { env: { PONDERA_DEBUG: "1" } }),

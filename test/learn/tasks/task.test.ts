@@ -245,6 +245,6 @@ describe("jsonl", () => {
   test("a missing file is named", async () => {
     const opened = openTask(defineTask({ ...base, prompts: join(folder, "none.jsonl") }));
     await expect(opened).rejects.toThrow(FileError);
-    await expect(opened).rejects.toThrow(/none\.jsonl: must be a readable file; got ENOENT/);
+    await expect(opened).rejects.toThrow(/none\.jsonl: must be readable; got ENOENT.* Check the path/);
   });
 });

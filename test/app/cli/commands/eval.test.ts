@@ -217,7 +217,9 @@ describe("pondera eval", () => {
     );
     expect(await fails("--data", await data(["{"]))).toMatch(/rows\.jsonl:1: must be one JSON value a line/);
     expect(await fails("--data", await data([""]))).toMatch(/at least one prompt/);
-    expect(await fails("--data", join(root, "none.jsonl"))).toMatch(/must be a readable file/);
+    expect(await fails("--data", join(root, "none.jsonl"))).toMatch(
+      /none\.jsonl: must be readable; .* Check the path/,
+    );
     expect(await fails("--task", "countdwn")).toContain('Did you mean "countdown"?');
     expect(await fails("--game", "chess")).toContain("Allowed choices are quick, long, cd3");
     const folder = join(root, "alone");
