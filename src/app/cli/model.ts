@@ -89,6 +89,7 @@ export async function findModel(
         where: name,
         rule: "must be a model's folder, with config.json, adapters, with adapter_config.json, or a run's, with run.json",
         got: "a folder with none of them",
+        remedy: "pondera runs list and pondera list show what there is",
       });
     }
   }

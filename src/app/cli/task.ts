@@ -4,6 +4,7 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { basename, resolve } from "node:path";
 import { expectKnown, FileError } from "../../base/errors.ts";
+import { exists } from "../../base/files.ts";
 import type { RunManifest } from "../../learn/runs/manifest.ts";
 import { type CountdownOptions, countdownTask } from "../../learn/tasks/countdown/task.ts";
 import { loadTask } from "../../learn/tasks/load.ts";
@@ -51,14 +52,23 @@ async function hashOf(file: string): Promise<string> {
 
 /**
  * The task of a run that is to go on.
- * @throws FileError when its file has changed since: the run would no longer be the one that was begun
+ * @throws FileError when its file has gone, or has changed since: the run would no longer be the one that was begun
  */
 export async function reopenTask(manifest: RunManifest, countdown: CountdownOptions): Promise<Task<unknown>> {
-  const { task, data } = await openNamedTask(manifest.taskFile ?? manifest.task, countdown);
+  const { taskFile } = manifest;
+  if (taskFile !== undefined && !(await exists(taskFile))) {
+    throw new FileError({
+      where: `task ${manifest.task}`,
+      rule: "must be in the file the run began with",
+      got: "no such file",
+      remedy: `Put it back at ${taskFile}`,
+    });
+  }
+  const { task, data } = await openNamedTask(taskFile ?? manifest.task, countdown);
   for (const [name, hash] of Object.entries(data)) {
     if (manifest.data[name] === hash) continue;
     throw new FileError({
-      where: manifest.taskFile ?? name,
+      where: taskFile ?? name,
       rule: "must be the file the run began with",
       got: "another content",
       remedy: "Put the old file back, or start a new run",

@@ -81,13 +81,22 @@ const PromptRow = z.looseObject({
     .optional(),
 });
 
-/** A row of a data file, checked. @throws FormatError naming the line and the field */
-function checked<T>(schema: z.ZodType<T>, form: string, where: string, value: unknown): T {
+/** Rows as they may be, for whoever has written others. */
+const PUZZLE_EXAMPLE = '{"numbers": [20, 6, 33], "target": 87}';
+const PROMPT_EXAMPLE = '{"prompt": "2+2="}';
+
+/** A row of a data file, checked. @throws FormatError naming the line and the field, with a row as it may be */
+function checked<T>(schema: z.ZodType<T>, example: string, where: string, value: unknown): T {
   const parsed = schema.safeParse(value);
   if (parsed.success) return parsed.data;
   const issue = parsed.error.issues[0]!;
   const field = issue.path.length === 0 ? "" : `: ${issue.path.join(".")}`;
-  throw new FormatError({ where: `${where}${field}`, rule: `must be a row ${form}`, got: issue.message });
+  throw new FormatError({
+    where: `${where}${field}`,
+    rule: "must be as the task's rows are",
+    got: issue.message,
+    remedy: `For example ${example}`,
+  });
 }
 
 /**
@@ -102,10 +111,10 @@ async function readExamples(
   const toExample = (value: unknown, line: number): Example<unknown> => {
     const where = `${file}:${line}`;
     if (use !== undefined) {
-      const row = checked(PuzzleRow, "{numbers, target}", where, value);
+      const row = checked(PuzzleRow, PUZZLE_EXAMPLE, where, value);
       return puzzleExample(row, { id: row.id, use });
     }
-    const row = checked(PromptRow, "{prompt, …}", where, value);
+    const row = checked(PromptRow, PROMPT_EXAMPLE, where, value);
     const { id = line, prompt, messages } = row;
     return { id: `${id}`, prompt, ...(messages === undefined ? {} : { messages }), row };
   };

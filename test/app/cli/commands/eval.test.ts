@@ -192,6 +192,10 @@ describe("pondera eval", () => {
     const heldOut = JSON.parse((await evaluate(folder, "--task", file, "--limit", "2", "--json")).out);
     expect(heldOut).toMatchObject({ task: "add", count: 2 });
     expect(heldOut).not.toHaveProperty("use");
+    const broken = await data([{ promt: "2+2=" }]);
+    expect((await evaluate(folder, "--task", file, "--data", broken)).err).toMatch(
+      /rows\.jsonl:1: prompt: must be as .* For example \{"prompt": "2\+2="\}\.\n/,
+    );
     const refused = await evaluate(folder, "--task", file, "--exactly-once");
     expect(refused.code).toBe(2);
     expect(refused.err).toMatch(/--exactly-once: is for the task countdown; got the task .*Leave it out\./);
@@ -213,8 +217,11 @@ describe("pondera eval", () => {
     const fails = async (...argv: string[]) => (await evaluate(...argv)).err;
     const broken = await data([puzzles[0]!, { numbers: ["6"], target: 24 }]);
     expect(await fails("--data", broken)).toMatch(
-      /rows\.jsonl:2: numbers\.0: must be a row \{numbers, target\}/,
+      /rows\.jsonl:2: numbers\.0: must be as the task's rows are; got .*\. For example \{"numbers": \[20, 6, 33\], "target": 87\}\.\n/,
     );
+    // A row like the one that is shown is taken.
+    const { code } = await evaluate("--data", await data(['{"numbers": [20, 6, 33], "target": 87}']));
+    expect(code).toBe(0);
     expect(await fails("--data", await data(["{"]))).toMatch(/rows\.jsonl:1: must be one JSON value a line/);
     expect(await fails("--data", await data([""]))).toMatch(/at least one prompt/);
     expect(await fails("--data", join(root, "none.jsonl"))).toMatch(
@@ -224,6 +231,9 @@ describe("pondera eval", () => {
     expect(await fails("--game", "chess")).toContain("Allowed choices are quick, long, cd3");
     const folder = join(root, "alone");
     await saveModelFolder(folder, solver);
+    expect(await fails(root)).toMatch(
+      /must be a model's folder.*; got a folder with none of them\. pondera runs list and pondera list show what there is\./,
+    );
     expect(await fails(folder)).toMatch(/--task: must name a task: no run says.*--task countdown/);
   });
 });
