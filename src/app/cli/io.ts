@@ -37,6 +37,14 @@ export function columnsOfOutput(output: Output): number {
   return output.columns || 100;
 }
 
+/**
+ * How the command is typed where this process was started: npm and npx put what a project has installed into reach of their own
+ * children alone, so that what they started is started by them again.
+ */
+export function commandName(env: Io["env"]): string {
+  return env["npm_lifecycle_event"] === undefined ? "pondera" : "npx pondera";
+}
+
 /** Writes text and waits while the reader is slower than we are. */
 export async function write(output: Output, text: string): Promise<void> {
   if (!output.write(text)) await once(output, "drain");

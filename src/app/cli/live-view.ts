@@ -6,11 +6,12 @@
 
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
+import { shellWord } from "../../base/shell.ts";
 import type { RunResult, SampleRecord, StepMetrics } from "../../learn/runs/records.ts";
 import type { RunFacts } from "../../learn/train/training.ts";
 import { clock, compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
-import { bar, columnsOf, ellipsize, printable, shellWord, sparkline, wrap } from "./text.ts";
+import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "./text.ts";
 
 /** What only the caller knows of a step. */
 export interface StepExtra {
@@ -293,12 +294,18 @@ function paragraph(text: string, width: number): string[] {
   return wrap(text, width - 4).map((part) => `  ${part}`);
 }
 
-/**
- * The closing words of a run: what it was before and after, what it cost, what it thought, what to type next.
- * @param runs  the folder that the run is in, where commands would not look by themselves
- */
-export function renderResult(result: RunResult, width: number, colors: Colors, runs?: string): string[] {
+/** How commands are typed, for what to type next. */
+export interface Typed {
+  /** What they begin with. @default "pondera" */
+  readonly command?: string;
+  /** The folder that the run is in, where commands would not look by themselves. */
+  readonly runs?: string;
+}
+
+/** The closing words of a run: what it was before and after, what it cost, what it thought, what to type next. */
+export function renderResult(result: RunResult, width: number, colors: Colors, typed: Typed = {}): string[] {
   const { base, sft, final } = result;
+  const { command = "pondera", runs } = typed;
   const row = (name: string, summary: RunResult["base"], paint: (text: string) => string) =>
     line(
       [
@@ -323,11 +330,11 @@ export function renderResult(result: RunResult, width: number, colors: Colors, r
   ];
   const run = `${shellWord(result.name)}${runs === undefined ? "" : ` --runs ${shellWord(runs)}`}`;
   const next: readonly [string, string][] = [
-    [`pondera chat ${run}`, "ask it something"],
-    [`pondera eval ${run}`, "measure it again, on any puzzles"],
-    [`pondera runs show ${run}`, "its curves, and where the report is"],
+    [`${command} chat ${run}`, "ask it something"],
+    [`${command} eval ${run}`, "measure it again, on any puzzles"],
+    [`${command} runs show ${run}`, "its curves, and where the report is"],
   ];
-  const longest = Math.max(...next.map(([command]) => command.length));
+  const longest = Math.max(...next.map(([words]) => words.length));
   return [
     "",
     ...paragraph(`${printable(result.task)}: ${summary}`, width).map(colors.bold),
@@ -357,13 +364,13 @@ export function renderResult(result: RunResult, width: number, colors: Colors, r
         ]),
     "",
     line([{ text: "  Next", paint: colors.bold }], width),
-    ...next.flatMap(([command, why]) => {
-      const padded = `    ${command.padEnd(longest)}`;
+    ...next.flatMap(([words, why]) => {
+      const padded = `    ${words.padEnd(longest)}`;
       const meaning = `   ${why}`;
       // A command that was cut could not be typed, so a long one has its lines to itself.
       if (columnsOf(padded) + columnsOf(meaning) <= width)
         return `${colors.cyan(padded)}${colors.dim(meaning)}`;
-      return [colors.cyan(`    ${command}`), line([{ text: `    ${meaning}`, paint: colors.dim }], width)];
+      return [colors.cyan(`    ${words}`), line([{ text: `    ${meaning}`, paint: colors.dim }], width)];
     }),
     "",
   ];
@@ -372,12 +379,10 @@ export function renderResult(result: RunResult, width: number, colors: Colors, r
 /** For streams that are no terminal: a log file, whose reader has room. */
 const DEFAULT_COLUMNS = 100;
 
-export interface ViewOptions {
+export interface ViewOptions extends Typed {
   readonly stream: NodeJS.WritableStream;
   /** Whether the stream is a terminal that can move its cursor. */
   readonly isTTY: boolean;
-  /** The folder of runs, for commands to be typed next; absent where it is the one they look in. */
-  readonly runs?: string;
   /** Width in columns; absent, the stream's own at each drawing. */
   readonly columns?: number;
   /** @default whether the stream is a terminal and the environment wants colour (NO_COLOR, FORCE_COLOR, TERM) */
@@ -436,7 +441,7 @@ export function createTrainingView(options: ViewOptions): TrainingView {
     finish(result) {
       if (stopped) return;
       log?.clear();
-      print(renderResult(result, width(), colors, options.runs));
+      print(renderResult(result, width(), colors, options));
       stop();
     },
     stop,

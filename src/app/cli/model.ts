@@ -6,6 +6,7 @@ import { basename, dirname, join, resolve } from "node:path";
 import { z } from "zod";
 import { ConfigError, FileError, invariant } from "../../base/errors.ts";
 import { exists, recoverFolder } from "../../base/files.ts";
+import { shellWord } from "../../base/shell.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import { findRun, type RunView, readRun } from "../../learn/runs/read-run.ts";
 import { HEAD_STEP } from "../../model/arch/llama.ts";
@@ -21,9 +22,8 @@ import { weightsInPlace } from "../../model/engine/weights.ts";
 import { tryModelName } from "../../model/store/name.ts";
 import { percent } from "../format.ts";
 import type { SamplingArguments } from "./arguments.ts";
-import type { Io } from "./io.ts";
+import { commandName, type Io } from "./io.ts";
 import { openStore } from "./store.ts";
-import { shellWord } from "./text.ts";
 
 export interface FoundModel {
   /** What people call it: the run's name, or the folder's. */
@@ -89,7 +89,7 @@ export async function findModel(
         where: name,
         rule: "must be a model's folder, with config.json, adapters, with adapter_config.json, or a run's, with run.json",
         got: "a folder with none of them",
-        remedy: "pondera runs list and pondera list show what there is",
+        remedy: `${commandName(env)} runs list and ${commandName(env)} list show what there is`,
       });
     }
   }
@@ -104,7 +104,7 @@ export async function findModel(
       remedy:
         run.status === "running"
           ? "Wait for it"
-          : `Go on with it: pondera train --resume ${shellWord(run.path)}`,
+          : `Go on with it: ${commandName(env)} train --resume ${shellWord(run.path)}`,
     });
   }
   return { name: run.manifest.name, folder, run };

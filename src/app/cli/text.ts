@@ -111,8 +111,3 @@ export function bar(fraction: number, width: number): { filled: string; rest: st
   const filled = "█".repeat(Math.floor(eighths / 8)) + EIGHTHS[eighths % 8];
   return { filled, rest: "░".repeat(width - filled.length) };
 }
-
-/** A word as a shell reads it back: quoted where it has anything that a shell takes for its own. */
-export function shellWord(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`;
-}

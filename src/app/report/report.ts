@@ -8,6 +8,7 @@ import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { writeFileAtomic } from "../../base/files.ts";
+import { shellPath } from "../../base/shell.ts";
 import { CPU_HOUR } from "../../learn/cost/ledger.ts";
 import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/runs/doctor.ts";
@@ -106,8 +107,8 @@ ${others.map(
 }`;
 }
 
-function headline(run: RunView): Html {
-  const { result, manifest, metrics } = run;
+function headline(run: RunView, command: string): Html {
+  const { result, metrics } = run;
   if (result === undefined) {
     const last = metrics.at(-1);
     const where =
@@ -115,7 +116,7 @@ function headline(run: RunView): Html {
         ? "before its first step"
         : `at step ${last.step} of ${last.steps} of ${stageName(last.stage)}`;
     return html`<p class="big">${run.status === "running" ? "Still learning" : "Unfinished"}</p>
-<p class="lead">${run.status === "running" ? "The run is under way," : "The run stopped"} ${where}. ${run.status === "stopped" && html`Go on with <code>pondera train --resume ${manifest.name}</code>.`}</p>`;
+<p class="lead">${run.status === "running" ? "The run is under way," : "The run stopped"} ${where}. ${run.status === "stopped" && html`Go on with <code>${command} train --resume ${shellPath(run.path)}</code>.`}</p>`;
   }
   const { base, final } = result;
   const sure = final.interval[0] > base.interval[1];
@@ -161,8 +162,13 @@ ${scripts.map((text) => html`<script>${raw(text)}</script>`)}
   return page.text;
 }
 
+export interface ReportOptions {
+  /** What commands begin with, for what to type next. @default "pondera" */
+  readonly command?: string;
+}
+
 /** The page of a run, finished or not. */
-export function renderReport(run: RunView, assets: Assets): string {
+export function renderReport(run: RunView, assets: Assets, options: ReportOptions = {}): string {
   const { manifest, metrics, result } = run;
   const main = mainChart(metrics);
   const health = healthCharts(metrics);
@@ -170,7 +176,7 @@ export function renderReport(run: RunView, assets: Assets): string {
   const findings = diagnose(run);
   const versions = Object.entries(manifest.versions).map(([name, version]) => `${name} ${version}`);
   const body = html`<h1>${manifest.task} <span class="soft">· ${manifest.preset} · seed ${manifest.seed}${result !== undefined && ` · ${compact(result.parameters)} parameters`}</span></h1>
-${headline(run)}
+${headline(run, options.command ?? "pondera")}
 ${result !== undefined && evalTable(result)}
 ${
   main !== undefined &&
@@ -195,8 +201,9 @@ ${result !== undefined && costSection(result)}
  * @returns the page's path
  * @throws FileError when the folder is no run or cannot be written to
  */
-export async function writeReport(folder: string): Promise<string> {
+export async function writeReport(folder: string, options: ReportOptions = {}): Promise<string> {
   const path = join(folder, "report.html");
-  await writeFileAtomic(path, renderReport(await readRun(folder, { samples: true }), await loadAssets()));
+  const run = await readRun(folder, { samples: true });
+  await writeFileAtomic(path, renderReport(run, await loadAssets(), options));
   return path;
 }

@@ -6,9 +6,10 @@
  * weights and s. What is measured with a clock goes into `timing` and nowhere else.
  */
 
-import { join, relative } from "node:path";
+import { join } from "node:path";
 import { NumericError } from "../../base/errors.ts";
 import { mean } from "../../base/numbers.ts";
+import { shellPath } from "../../base/shell.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
 import type { Runtime } from "../../compute/runtime/runtime.ts";
 import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
@@ -83,6 +84,8 @@ export interface RunOptions {
   readonly signal?: AbortSignal;
   /** The machine's peak, where it is known. @default measured, which takes a third of a second */
   readonly peak?: number;
+  /** What commands begin with, for an error that says which to type. @default "pondera" */
+  readonly command?: string;
   /** Writes the report of a finished run, given its folder. */
   readonly report?: (folder: string) => Promise<unknown>;
 }
@@ -503,13 +506,10 @@ export class Training<Row> {
       if (before !== undefined) trainer.restore(before, updates);
       if (interrupted) throw new Interrupted();
       await this.#checkpoint();
-      const folder = relative(process.cwd(), this.#parts.folder.path);
-      throw withRemedy(
-        error as NumericError,
-        folder,
-        this.#stages[this.#state.stage]!.stage,
-        this.#parts.config,
-      );
+      const { command = "pondera" } = this.#options;
+      const resume = `${command} train --resume ${shellPath(this.#parts.folder.path)}`;
+      const { stage } = this.#stages[this.#state.stage]!;
+      throw withRemedy(error as NumericError, resume, stage, this.#parts.config);
     }
   }
 
@@ -632,8 +632,11 @@ function solvedAmong(
   return distinct.map((record) => ({ stage, step: steps, ...record }));
 }
 
-/** The same error with what to type next: half the rate. */
-function withRemedy(error: NumericError, folder: string, stage: Stage, config: RunConfig): NumericError {
+/**
+ * The same error with what to type next: half the rate.
+ * @param resume  the command that goes on with the run
+ */
+function withRemedy(error: NumericError, resume: string, stage: Stage, config: RunConfig): NumericError {
   const { optimizer, rates } = config[stage];
   const kind = optimizer.matrices === "muon" ? "muon" : "adamW";
   const lower = `--set ${stage}.rates.${kind}=${rates[kind] / 2}`;
@@ -641,7 +644,7 @@ function withRemedy(error: NumericError, folder: string, stage: Stage, config: R
     where: error.where,
     rule: error.rule,
     ...(error.got === undefined ? {} : { got: error.got }),
-    remedy: `The state before this step is kept: go on with a lower rate, for example pondera train --resume ${folder} ${lower}`,
+    remedy: `The state before this step is kept: go on with a lower rate, for example ${resume} ${lower}`,
     cause: error,
   });
 }

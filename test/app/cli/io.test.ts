@@ -1,6 +1,6 @@
 import { PassThrough } from "node:stream";
 import { describe, expect, it } from "vitest";
-import { columnsOfOutput, isInteractive } from "../../../src/app/cli/io.ts";
+import { columnsOfOutput, commandName, isInteractive } from "../../../src/app/cli/io.ts";
 
 const screen = (isTTY: boolean, columns?: number) =>
   Object.assign(new PassThrough(), columns === undefined ? { isTTY } : { isTTY, columns });
@@ -20,5 +20,13 @@ describe("an output", () => {
     expect(columnsOfOutput(screen(true, 40))).toBe(40);
     expect(columnsOfOutput(screen(true, 0))).toBe(100);
     expect(columnsOfOutput(screen(false))).toBe(100);
+  });
+});
+
+describe("the command to type next", () => {
+  it("is npx's where npm or npx started this one, and else the plain one", () => {
+    expect(commandName({})).toBe("pondera");
+    expect(commandName({ npm_lifecycle_event: "start" })).toBe("npx pondera");
+    expect(commandName({ npm_lifecycle_event: "npx" })).toBe("npx pondera");
   });
 });

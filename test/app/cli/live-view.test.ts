@@ -181,11 +181,15 @@ describe("renderResult", () => {
 
   it("names the folder of runs in what to type next, and cuts no command", () => {
     const folder = `/data/${"deep/".repeat(12)}my runs`;
-    const text = renderResult(result(), 80, plain, folder).join("\n");
+    const text = renderResult(result(), 80, plain, { runs: folder }).join("\n");
     for (const command of ["chat", "eval", "runs show"]) {
       expect(text).toContain(`    pondera ${command} ${result().name} --runs '${folder}'\n`);
     }
     expect(renderResult(result(), 80, plain).join("\n")).not.toContain("--runs");
+    const { name } = result();
+    const npx = renderResult(result(), 80, plain, { command: "npx pondera" }).join("\n");
+    expect(npx).toContain(`    npx pondera chat ${name}`);
+    expect(npx).toContain(`    npx pondera runs show ${name}`);
   });
 
   it("shows the cold start where there was one, and no empty headings", () => {

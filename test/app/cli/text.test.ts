@@ -1,14 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
-import {
-  bar,
-  columnsOf,
-  ellipsize,
-  printable,
-  shellWord,
-  sparkline,
-  wrap,
-} from "../../../src/app/cli/text.ts";
+import { bar, columnsOf, ellipsize, printable, sparkline, wrap } from "../../../src/app/cli/text.ts";
 
 describe("printable", () => {
   it("removes escape sequences, control and direction characters", () => {
@@ -77,14 +69,4 @@ describe("pictures", () => {
       expect(filled.length + rest.length).toBe(10);
     }
   });
-});
-
-describe("shellWord", () => {
-  it.each([
-    ["runs/my-run_1", "runs/my-run_1"],
-    ["my runs", "'my runs'"],
-    ["it's", "'it'\\''s'"],
-    ["$(rm)", "'$(rm)'"],
-    ["", "''"],
-  ])("of %j is %s", (word, quoted) => expect(shellWord(word)).toBe(quoted));
 });

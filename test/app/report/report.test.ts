@@ -153,7 +153,11 @@ describe("renderReport", () => {
     const running = renderReport({ ...unfinished, status: "running" }, assets);
     expect(running).toContain("The run is under way, at step 12 of 12 of reinforcement learning");
     const stopped = renderReport({ ...unfinished, status: "stopped", metrics: [] }, assets);
-    expect(stopped).toContain("pondera train --resume countdown-quick-2026-11-23-1");
+    expect(stopped).toContain(`Go on with <code>pondera train --resume ${join("runs", "one")}</code>`);
+    const elsewhere = { ...unfinished, path: "my runs/one", status: "stopped" } as const;
+    expect(renderReport(elsewhere, assets, { command: "npx pondera" })).toContain(
+      `Go on with <code>npx pondera train --resume &#39;${join("my runs", "one")}&#39;</code>`,
+    );
     expect(stopped).not.toContain("<figure");
   });
 

@@ -236,12 +236,13 @@ describe("a run that cannot go well", () => {
   it("with numbers that are not finite stops, keeps the last good state and says what to type", async () => {
     const rates = { adamW: 1e30, muon: 1e30 };
     const config = { ...TINY, pretrain: { ...TINY.pretrain, rates } };
-    const failed = await start("diverged", config).catch((error: unknown) => error);
+    const where = { root: join(root, "my runs"), command: "npx pondera" };
+    const failed = await start("diverged", config, where).catch((error: unknown) => error);
     expect(failed).toBeInstanceOf(NumericError);
     expect((failed as NumericError).message).toMatch(
-      /pondera train --resume \S*diverged --set pretrain\.rates\.muon=5e\+29\./,
+      /npx pondera train --resume '\S*my runs\Wdiverged' --set pretrain\.rates\.muon=5e\+29\./,
     );
-    const path = join(root, "diverged");
+    const path = join(root, "my runs", "diverged");
     const steps = (await readMetrics(path)).length;
     expect(steps).toBeGreaterThan(0);
     const { tensors } = await readCheckpoint(path, steps);

@@ -5,7 +5,7 @@ import { FormatError } from "../../../base/errors.ts";
 import type { ModelStore, StoredModel } from "../../../model/store/store.ts";
 import { byteSize } from "../../format.ts";
 import { withExamples } from "../help.ts";
-import { type Context, colorsFor, columnsOfOutput, type Io, write, writeJson } from "../io.ts";
+import { type Context, colorsFor, columnsOfOutput, commandName, type Io, write, writeJson } from "../io.ts";
 import { openStore, STORE_OPTION, type StoreOptions, unreadableTo } from "../store.ts";
 import { type Column, table } from "../table.ts";
 import { printable } from "../text.ts";
@@ -48,7 +48,7 @@ async function list(options: JsonOptions, io: Io): Promise<void> {
   if (options.json) return writeJson(io.stdout, models.map(brief));
   const lines =
     models.length === 0
-      ? [`No models in ${store.root}. Fetch one with: pondera pull r1-1.5b`]
+      ? [`No models in ${store.root}. Fetch one with: ${commandName(io.env)} pull r1-1.5b`]
       : table(models, columns, columnsOfOutput(io.stdout), colorsFor(io.stdout, io.env));
   await write(io.stdout, `${lines.join("\n")}\n`);
 }

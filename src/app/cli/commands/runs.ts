@@ -7,9 +7,9 @@ import { diagnose, type Level } from "../../../learn/runs/doctor.ts";
 import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/read-run.ts";
 import { clock, dollars, percent, stageName } from "../../format.ts";
 import { writeReport } from "../../report/report.ts";
-import { RUNS_OPTION, withExamples } from "../help.ts";
-import { type Context, colorsFor, columnsOfOutput, type Io, write, writeJson } from "../io.ts";
-import { type Colors, renderResult } from "../live-view.ts";
+import { DEFAULT_RUNS, RUNS_OPTION, withExamples } from "../help.ts";
+import { type Context, colorsFor, columnsOfOutput, commandName, type Io, write, writeJson } from "../io.ts";
+import { type Colors, renderResult, type Typed } from "../live-view.ts";
 import { type Column, table } from "../table.ts";
 import { printable, sparkline, wrap } from "../text.ts";
 
@@ -64,13 +64,13 @@ async function list(options: RunsOptions, io: Io): Promise<void> {
   if (options.json) return writeJson(io.stdout, runs);
   const lines =
     runs.length === 0
-      ? [`No runs in ${options.runs}. Make one with: pondera train countdown`]
+      ? [`No runs in ${options.runs}. Make one with: ${commandName(io.env)} train countdown`]
       : table(runs, columns, columnsOfOutput(io.stdout), colorsFor(io.stdout, io.env));
   await write(io.stdout, `${lines.join("\n")}\n`);
 }
 
 /** A run's curves and figures for a terminal. */
-function showLines(run: RunView, width: number, colors: Colors): string[] {
+function showLines(run: RunView, width: number, colors: Colors, typed: Typed): string[] {
   const { manifest, metrics, result } = run;
   const last = metrics.at(-1);
   const lines = [
@@ -97,7 +97,7 @@ function showLines(run: RunView, width: number, colors: Colors): string[] {
     const picture = sparkline(values, Math.max(8, Math.min(48, width - 40)));
     lines.push(`${colors.dim(name.padEnd(8))} ${picture}  ${show(first)} → ${show(end)}`);
   }
-  return result === undefined ? lines : [...lines, ...renderResult(result, width, colors)];
+  return result === undefined ? lines : [...lines, ...renderResult(result, width, colors, typed)];
 }
 
 const existing = (path: string): string | undefined => (existsSync(path) ? path : undefined);
@@ -105,12 +105,14 @@ const existing = (path: string): string | undefined => (existsSync(path) ? path 
 async function show(name: string | undefined, options: RunsOptions, io: Io): Promise<void> {
   const path = await findRun(options.runs, name);
   const run = await readRun(path);
-  const report = options.report ? await writeReport(path) : existing(join(path, "report.html"));
+  const command = commandName(io.env);
+  const report = options.report ? await writeReport(path, { command }) : existing(join(path, "report.html"));
   if (options.json) {
     const { metrics, ...rest } = run;
     return writeJson(io.stdout, { ...rest, steps: metrics.length, last: metrics.at(-1), report });
   }
-  const lines = showLines(run, columnsOfOutput(io.stdout), colorsFor(io.stdout, io.env));
+  const typed = { command, ...(options.runs === DEFAULT_RUNS ? {} : { runs: options.runs }) };
+  const lines = showLines(run, columnsOfOutput(io.stdout), colorsFor(io.stdout, io.env), typed);
   if (report !== undefined) lines.push(`Report: ${report}`);
   await write(io.stdout, `${lines.join("\n")}\n`);
 }

@@ -1,9 +1,9 @@
 /** `pondera train`: a base, perhaps a cold start, and reinforcement learning on a task whose answers can be checked. */
 
 import { availableParallelism } from "node:os";
-import { relative } from "node:path";
 import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
+import { shellPath } from "../../../base/shell.ts";
 import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/losses/grpo.ts";
 import { findRun } from "../../../learn/runs/read-run.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
@@ -24,11 +24,10 @@ import { writeReport } from "../../report/report.ts";
 import { wholeNumber } from "../arguments.ts";
 import { DEFAULT_RUNS, withExamples } from "../help.ts";
 import { INTERRUPTED, interruptible } from "../interrupt.ts";
-import { type Context, isInteractive, writeJson } from "../io.ts";
+import { type Context, commandName, isInteractive, writeJson } from "../io.ts";
 import { createTrainingView, type TrainingView } from "../live-view.ts";
 import { findModel } from "../model.ts";
 import { openNamedTask, reopenTask } from "../task.ts";
-import { shellWord } from "../text.ts";
 import { chat } from "./chat.ts";
 
 /** Longest answer in the chat that follows a run. */
@@ -174,29 +173,28 @@ function checkArguments(task: string | undefined, options: TrainOptions, command
 async function train(
   task: string | undefined,
   options: TrainOptions,
-  command: Command,
+  self: Command,
   io: Context,
 ): Promise<void> {
-  checkArguments(task, options, command);
+  checkArguments(task, options, self);
   // The view goes to standard error where standard output is to hold the result as JSON.
   const stream = options.json ? io.stderr : io.stdout;
+  const command = commandName(io.env);
   const view: TrainingView = createTrainingView({
     stream,
     isTTY: isInteractive(stream, io.env),
+    command,
     ...(options.out === DEFAULT_RUNS ? {} : { runs: options.out }),
   });
   const onFirst = (): void => view.note("Stopping after this step; once more to stop at once.");
   let outcome: RunOutcome;
   try {
     outcome = await interruptible({ onFirst }, (signal) => {
-      const run: RunOptions = { observer: view, signal, report: writeReport };
+      const run: RunOptions = { observer: view, signal, command, report: writeReport };
       return task === undefined ? goOn(options.resume!, options, run) : begin(task, options, run, io);
     });
     if (outcome.kind === "finished") view.finish(outcome.result);
-    else {
-      const path = shellWord(relative(process.cwd(), outcome.path));
-      view.note(`Stopped. Go on with: pondera train --resume ${path}`);
-    }
+    else view.note(`Stopped. Go on with: ${command} train --resume ${shellPath(outcome.path)}`);
   } finally {
     view.stop();
   }

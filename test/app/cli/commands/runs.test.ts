@@ -76,6 +76,21 @@ describe("pondera runs", () => {
     });
   });
 
+  it("says what to type next as it is typed here", async () => {
+    await make("old", true, 1);
+    await make("stopped", false, 2);
+    const env = { npm_lifecycle_event: "npx" };
+    const { out } = await pondera(["runs", "show", "old", "--runs", root], { env });
+    expect(out).toContain(`    npx pondera chat old --runs ${root}`);
+    await pondera(["runs", "show", "stopped", "--runs", root, "--report"], { env });
+    const page = await readFile(join(root, "stopped", "report.html"), "utf8");
+    expect(page).toMatch(/<code>npx pondera train --resume \S+stopped<\/code>/);
+    const empty = await pondera(["runs", "list", "--runs", join(root, "none")], { env });
+    expect(empty.out).toContain("Make one with: npx pondera train countdown");
+    const unfinished = await pondera(["chat", "stopped", "--runs", root], { env });
+    expect(unfinished.err).toMatch(/Go on with it: npx pondera train --resume \S+stopped\.\n/);
+  });
+
   it("suggests the nearest name", async () => {
     await make("countdown-one", true, 1);
     const { code, err } = await pondera(["runs", "show", "countdwn-one", "--runs", root]);

@@ -172,6 +172,8 @@ describe("Ctrl-C", () => {
   it("loses nothing, and says how to go on", async () => {
     const argv = ["train", "countdown", ...tiny(), "--steps", "400", "--name", "stopped"];
     const life = spawn(process.execPath, ["--import", "jiti/register", main, ...argv], {
+      // As `npm start` in a clone, where the command alone would not be found.
+      env: { ...process.env, npm_lifecycle_event: "start" },
       stdio: ["ignore", "pipe", "pipe"],
     });
     let out = "";
@@ -182,7 +184,7 @@ describe("Ctrl-C", () => {
     const [code] = (await once(life, "exit")) as [number | null];
     expect(code).toBe(130);
     expect(out).toContain("Stopping after this step");
-    expect(out).toMatch(/Stopped\. Go on with: pondera train --resume \S*stopped/);
+    expect(out).toMatch(/Stopped\. Go on with: npx pondera train --resume \S*stopped/);
     const path = join(root, "stopped");
     const { status, metrics } = await readRun(path);
     expect(status).toBe("stopped");
