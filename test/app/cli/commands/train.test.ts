@@ -11,6 +11,7 @@ import { readRun } from "../../../../src/learn/runs/read-run.ts";
 import type { RunResult } from "../../../../src/learn/runs/records.ts";
 import { PRESETS } from "../../../../src/learn/train/presets.ts";
 import { pondera } from "../harness.ts";
+import { sitAt } from "../terminal.ts";
 
 let root: string;
 beforeAll(async () => {
@@ -155,6 +156,31 @@ describe("pondera train", () => {
     expect(code).toBe(0);
     for (const name of Object.keys(PRESETS)) expect(out).toContain(`  ${name}`);
     expect(out).toMatch(/Examples:\n {2}\$ pondera train countdown/);
+  });
+});
+
+describe("pondera train, at a terminal", () => {
+  const sit = (...argv: readonly string[]) =>
+    sitAt(["train", "countdown", ...tiny(), "--steps", "1", "--set", "pretrain.steps=1", ...argv]);
+
+  it("opens a chat with the new model once it has said how the run went", async () => {
+    const terminal = sit("--name", "talks");
+    await terminal.see(/right on 4 held-out prompts/);
+    await terminal.see("pondera chat talks");
+    await terminal.see(/talks · .*It was trained on countdown\. A prompt looks like/s);
+    await terminal.see("> ");
+    terminal.type("1 2 3 = 6\r");
+    await terminal.see(/1 2 3 = 6\s[\s\S]*\n {2}[✓✗] /);
+    await terminal.see("> ");
+    terminal.type("/exit\r");
+    expect(await terminal.ended).toBe(0);
+  });
+
+  it("ends with the result where no chat is wanted", async () => {
+    const terminal = sit("--name", "quiet", "--no-chat");
+    await terminal.see("pondera chat quiet");
+    expect(await terminal.ended).toBe(0);
+    expect(terminal.raw).not.toContain("It was trained on countdown");
   });
 });
 
