@@ -4,7 +4,7 @@ import { createInterface } from "node:readline";
 import { Argument, type Command } from "commander";
 import { gradeCountdown } from "../../../learn/tasks/grade.ts";
 import { readLines } from "../../../learn/tasks/jsonl.ts";
-import { percent } from "../../format.ts";
+import { compact, percent } from "../../format.ts";
 import { withExamples } from "../help.ts";
 import { type Context, colorsFor, columnsOfOutput, type Io, isInteractive, write } from "../io.ts";
 import { type Column, table } from "../table.ts";
@@ -47,6 +47,7 @@ const kindOf = (reason: string): string => reason.replace(/^line \d+: /, "").rep
 async function grade(file: string, options: GradeOptions, io: Io): Promise<void> {
   const lines = file === "-" ? createInterface({ input: io.stdin }) : readLines(file);
   const shown = progress(io);
+  const began = performance.now();
   const sums = { rows: 0, reward: 0, accuracy: 0, format: 0 };
   const reasons = new Map<string, number>();
   let pending = "";
@@ -68,7 +69,8 @@ async function grade(file: string, options: GradeOptions, io: Io): Promise<void>
     shown.tick(sums.rows);
   }
   shown.done();
-  await write(io.stdout, options.json ? pending : summary(sums, reasons, io));
+  const seconds = (performance.now() - began) / 1000;
+  await write(io.stdout, options.json ? pending : summary({ ...sums, seconds }, reasons, io));
 }
 
 function summary(
@@ -77,11 +79,12 @@ function summary(
     readonly reward: number;
     readonly accuracy: number;
     readonly format: number;
+    readonly seconds: number;
   },
   reasons: ReadonlyMap<string, number>,
   io: Io,
 ): string {
-  const { rows } = sums;
+  const { rows, seconds } = sums;
   if (rows === 0) return "No rows.\n";
   const share = (n: number) => percent(n / rows);
   const columns: readonly Column<readonly [string, number]>[] = [
@@ -97,6 +100,7 @@ function summary(
   ];
   return `${[
     `${rows.toLocaleString("en")} rows: ${share(sums.accuracy)} right, ${share(sums.format)} well formed, mean reward ${(sums.reward / rows).toFixed(3)}`,
+    `took ${seconds.toFixed(seconds < 10 ? 2 : 0)} s, ${compact(Math.round(rows / seconds))} rows/s`,
     "",
     ...table(listed, columns, columnsOfOutput(io.stdout), colorsFor(io.stdout, io.env)),
   ].join("\n")}\n`;
