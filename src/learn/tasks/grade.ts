@@ -1,13 +1,15 @@
 /** Grading files of completions: one JSON row a line in, one verdict a row out. */
 import { z } from "zod";
+import { LARGEST_NUMBER } from "./countdown/expression.ts";
 import { type CountdownRules, type Verdict, verifyCountdown } from "./countdown/verify.ts";
 
 /** More numbers than any game has; with exact values, this bounds the work that one row can ask for. */
 const MOST_NUMBERS = 64;
 
 const rowSchema = z.object({
-  numbers: z.array(z.int().nonnegative()).min(1).max(MOST_NUMBERS),
-  target: z.int(),
+  // No answer could write larger ones, and a verdict on it would blame the answer.
+  numbers: z.array(z.int().nonnegative().max(LARGEST_NUMBER)).min(1).max(MOST_NUMBERS),
+  target: z.int().min(-LARGEST_NUMBER).max(LARGEST_NUMBER),
   completion: z.string(),
 });
 

@@ -51,12 +51,27 @@ describe("grading rows", () => {
     [row("1").replace("18", "1e999"), /^line 2: numbers\.1: /],
     [row("1", { target: "10" }), /^line 2: target: .*expected/],
     [row("1", { target: null }), /^line 2: target: /],
+    [row("1", { numbers: [1_234_567_890_123_456] }), /^line 2: numbers\.0: Too big: .*<=999999999999999$/],
+    [row("1", { target: 1_234_567_890_123_456 }), /^line 2: target: Too big: /],
+    [row("1", { target: -1_234_567_890_123_456 }), /^line 2: target: Too small: /],
     [row("1", { completion: undefined }), /^line 2: completion: .*received undefined/],
     [row("1", { completion: ["1"] }), /^line 2: completion: /],
   ])("a malformed row, %s, gets zeros and its line, and the rest go on", async (line, reason) => {
     const verdicts = await grade(["", line, row("75-(83-18)")]);
     expect(verdicts[0]).toEqual({ reward: 0, accuracy: 0, format: 0, reason: expect.stringMatching(reason) });
     expect(verdicts[1]).toMatchObject({ accuracy: 1 });
+  });
+
+  test("the largest numbers that an answer may hold are graded", async () => {
+    const [most, less] = [999_999_999_999_999, 999_999_999_999_998];
+    const large = (answer: string, target: number) => row(answer, { numbers: [most, 1], target });
+    expect(
+      await grade([large(`${most}`, most), large(`${most}-1`, less), large(`${less}`, less)]),
+    ).toMatchObject([
+      { accuracy: 1 },
+      { accuracy: 1 },
+      { accuracy: 0, reason: `${less} is not among the numbers` },
+    ]);
   });
 
   test("ten thousand rows of the worst kinds all get one", async () => {

@@ -8,6 +8,7 @@ import { ConfigError, FormatError } from "../../../base/errors.ts";
 import { fileError } from "../../../base/files.ts";
 import { type Evaluation, evaluate } from "../../../learn/eval/evaluate.ts";
 import type { EvalSummary } from "../../../learn/runs/records.ts";
+import { LARGEST_NUMBER } from "../../../learn/tasks/countdown/expression.ts";
 import { splitOf } from "../../../learn/tasks/countdown/puzzle.ts";
 import {
   COUNTDOWN_GAMES,
@@ -69,8 +70,8 @@ const CACHE_BYTES = 2 ** 30;
 
 const PuzzleRow = z.looseObject({
   id: z.union([z.string(), z.number()]).optional(),
-  numbers: z.array(z.int().nonnegative()).min(1),
-  target: z.int(),
+  numbers: z.array(z.int().nonnegative().max(LARGEST_NUMBER)).min(1),
+  target: z.int().min(-LARGEST_NUMBER).max(LARGEST_NUMBER),
 });
 const PromptRow = z.looseObject({
   id: z.union([z.string(), z.number()]).optional(),

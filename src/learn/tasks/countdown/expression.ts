@@ -59,6 +59,9 @@ export interface ExpressionLimits {
 /** Digits of one number; 15 keep it exact in a double. */
 const MAX_DIGITS = 15;
 
+/** The largest number that an expression may hold. */
+export const LARGEST_NUMBER = 10 ** MAX_DIGITS - 1;
+
 const OPERATORS: Readonly<Record<string, Operator>> = {
   "+": "+",
   "-": "-",

@@ -219,6 +219,8 @@ describe("pondera eval", () => {
     expect(await fails("--data", broken)).toMatch(
       /rows\.jsonl:2: numbers\.0: must be as the task's rows are; got .*\. For example \{"numbers": \[20, 6, 33\], "target": 87\}\.\n/,
     );
+    const large = await data([{ numbers: [6], target: 10 ** 15 }]);
+    expect(await fails("--data", large)).toMatch(/rows\.jsonl:1: target: must be as .*<=999999999999999/);
     // A row like the one that is shown is taken.
     const { code } = await evaluate("--data", await data(['{"numbers": [20, 6, 33], "target": 87}']));
     expect(code).toBe(0);
