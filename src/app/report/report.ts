@@ -9,7 +9,7 @@ import { createRequire } from "node:module";
 import { join } from "node:path";
 import { writeFileAtomic } from "../../base/files.ts";
 import { shellPath } from "../../base/shell.ts";
-import { CPU_HOUR } from "../../learn/cost/ledger.ts";
+import { CPU_HOUR } from "../../learn/cost/price.ts";
 import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/runs/doctor.ts";
 import { type RunView, readRun } from "../../learn/runs/read-run.ts";
@@ -93,7 +93,7 @@ function costSection(result: RunResult): Html {
   const others = result.task === "countdown" ? COUNTDOWN_RUNS : [];
   return html`<h2>What it cost</h2>
 <dl>${facts.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>
-<p class="soft">CPU-hours count every virtual CPU held, busy or not. Priced, unless the run was told otherwise, at ${dollars(CPU_HOUR.dollarsPerHour)} an hour (${CPU_HOUR.source}).</p>
+<p class="soft">CPU-hours count every virtual CPU held, busy or not. Priced at ${dollars(CPU_HOUR.dollarsPerHour)} an hour (${CPU_HOUR.source}).</p>
 ${
   others.length > 0 &&
   html`<div class="scroll"><table><thead><tr><th>for scale</th><th></th><th></th><th>cost</th><th>this run</th></tr></thead><tbody>

@@ -1,7 +1,7 @@
 /** What others published about the cost of their runs, for scale beside ours. Hours as printed; dollars by their own
  * price where they gave one, by {@link GPU_HOUR} where they gave only hours. */
 
-import { GPU_HOUR } from "./ledger.ts";
+import { dollarsFor, GPU_HOUR } from "./price.ts";
 
 /** The two published tables of a whole model: GPU-hours by part, at $2 an hour. */
 export interface PublishedBudget {
@@ -58,7 +58,7 @@ export const COUNTDOWN_RUNS: readonly Comparison[] = [
     what: "Qwen2.5-3B-Instruct, GRPO, 3 and 4 numbers, about 6 hours on 4 H100s",
     result: "about 50 % right",
     gpuHours: miniR1Hours,
-    dollars: { value: miniR1Hours * GPU_HOUR.dollarsPerHour, upTo: false },
+    dollars: { value: dollarsFor(miniR1Hours, GPU_HOUR), upTo: false },
     source: "philschmid.de/mini-deepseek-r1; hours priced at $2",
   },
 ];

@@ -28,8 +28,8 @@ import { numeralsOf } from "../../model/text/numerals.ts";
 import { THINK_TAGS } from "../../model/text/think.ts";
 import { characterTokenizer, type Tokenizer } from "../../model/text/tokenizer.ts";
 import { type CostSizes, costSizes } from "../cost/flops.ts";
-import { ledger } from "../cost/ledger.ts";
 import { measureMatmulPeak } from "../cost/peak.ts";
+import { CPU_HOUR, dollarsFor } from "../cost/price.ts";
 import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
 import { Scorer } from "../optim/score.ts";
 import { Trainer } from "../optim/trainer.ts";
@@ -398,7 +398,7 @@ export class Training<Row> {
   }
 
   #dollars(seconds: number): number {
-    return ledger({ cpuHours: this.#cpuHours(seconds) }).dollars;
+    return dollarsFor(this.#cpuHours(seconds), CPU_HOUR);
   }
 
   /** Seconds until the last step, from the newest steps; stages to come are guessed from their tokens. */

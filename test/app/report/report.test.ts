@@ -129,6 +129,7 @@ describe("renderReport", () => {
       "71.0 TFLOP",
       "$0.015",
       "under $30.00",
+      "Priced at $0.048 an hour (AWS EC2 m5.large",
       "The first time it went back",
       "75-(83-18)",
       "Wilson intervals",

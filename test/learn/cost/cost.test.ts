@@ -8,7 +8,7 @@ import {
   matmulParameters,
   trainFlops,
 } from "../../../src/learn/cost/flops.ts";
-import { CPU_HOUR, GPU_HOUR, ledger } from "../../../src/learn/cost/ledger.ts";
+import { CPU_HOUR, dollarsFor, GPU_HOUR } from "../../../src/learn/cost/price.ts";
 import { COUNTDOWN_RUNS, DEEPSEEK_R1, DEEPSEEK_V3 } from "../../../src/learn/cost/published.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
 import { DEEPSEEK_V3_671B } from "../../model/models.ts";
@@ -76,22 +76,14 @@ describe("flops", () => {
   });
 });
 
-describe("ledger", () => {
-  it("multiplies hours by prices", () => {
-    expect(ledger({ cpuHours: 4, pricePerCpuHour: 0.05 }).dollars).toBeCloseTo(0.2, 12);
-    expect(ledger({ gpuHours: 24 }).dollars).toBe(48);
-    expect(ledger({ cpuHours: 10, gpuHours: 1 }).dollars).toBeCloseTo(0.48 + 2, 12);
-    expect(ledger({}).dollars).toBe(0);
+describe("dollars", () => {
+  it("are hours by their price", () => {
+    expect(dollarsFor(10, CPU_HOUR)).toBeCloseTo(0.48, 12);
+    expect(dollarsFor(24, GPU_HOUR)).toBe(48);
+    expect(dollarsFor(0, CPU_HOUR)).toBe(0);
   });
 
-  it("refuses negative hours by name", () => {
-    expect(() => ledger({ cpuHours: -1 })).toThrow(
-      "ledger: cpuHours: must be a number of at least 0; got -1.",
-    );
-    expect(() => ledger({ pricePerCpuHour: Number.NaN })).toThrow("pricePerCpuHour");
-  });
-
-  it("names the source of each default price", () => {
+  it("come from prices that name their source", () => {
     expect(CPU_HOUR.source).toContain("m5.large");
     expect(CPU_HOUR.dollarsPerHour * 2).toBeCloseTo(0.096, 12);
     expect(GPU_HOUR.source).toContain("arXiv");
@@ -102,7 +94,7 @@ describe("published costs", () => {
   it.each([DEEPSEEK_V3, DEEPSEEK_R1])("parts add up to the printed total: $source", (budget) => {
     const hours = Object.values(budget.gpuHours).reduce((a, b) => a + b, 0);
     expect(hours).toBe(budget.totalGpuHours);
-    expect(ledger({ gpuHours: hours }).dollars).toBe(budget.totalDollars);
+    expect(dollarsFor(hours, GPU_HOUR)).toBe(budget.totalDollars);
   });
 
   it("reproduces the arithmetic around the tables", () => {
@@ -112,7 +104,7 @@ describe("published costs", () => {
     // 2,048 GPUs for 54.2 days pre-training.
     expect(DEEPSEEK_V3.gpuHours["pre-training"]! / 2048 / 24).toBeCloseTo(54.2, 1);
     // One day of serving: 226.75 nodes of 8.
-    expect(ledger({ gpuHours: 226.75 * 8 * 24 }).dollars).toBe(87_072);
+    expect(dollarsFor(226.75 * 8 * 24, GPU_HOUR)).toBe(87_072);
   });
 
   it("puts Mini-R1 at 24 GPU-hours", () => {
