@@ -90,6 +90,9 @@ export function addStatistics(total: Statistics, part: Statistics): void {
   }
 }
 
+/** An update that was refused, as its new weights are not finite where its gradients are: one that a lower rate can help. */
+export class UpdateError extends NumericError {}
+
 type Slot = 0 | 1;
 type Floats = Record<string, DeviceTensor<"f32">>;
 
@@ -369,7 +372,8 @@ export class Trainer {
   /**
    * Takes one update with the gradients waiting.
    * @returns the global gradient norm before clipping, and how many tokens each expert got since the last update
-   * @throws NumericError naming the first tensor whose gradient is not finite; weights and state stay as they were
+   * @throws NumericError naming the first tensor whose gradient is not finite, {@link UpdateError} the first that would not be
+   *   after the update; weights and state stay as they were
    */
   async apply(rates: Rates): Promise<{ gradientNorm: number; loads: ExpertLoads }> {
     const waiting = this.#waitingGradients();
@@ -397,7 +401,7 @@ export class Trainer {
       const moves = inputs[MOVE + name]!.data;
       for (const [e, n] of load.entries()) moves[e] = this.auxiliary.correctionRate * Math.sign(mean - n);
     }
-    const outputs = this.#tensors("apply", "out", scalarSpecs(["norm"])) as Floats;
+    const outputs = this.#tensors("apply", "out", scalarSpecs(["norm", "total"])) as Floats;
     const { program } = await this.#programs.get(`apply:${waiting.length}`, () => ({
       graph: this.#updateGraph(Object.keys(scalars), waiting.length),
     }));
@@ -415,15 +419,24 @@ export class Trainer {
     );
     await call.run();
     const gradientNorm = outputs["norm"]!.data[0]!;
+    const where = `update ${step}`;
     if (!Number.isFinite(gradientNorm)) {
-      const bad = waiting
-        .flatMap(({ gradients }) => Object.entries(gradients))
-        .find(([, { data }]) => !data.every(Number.isFinite));
+      const bad = notFinite(waiting.flatMap(({ gradients }) => Object.entries(gradients)));
       throw new NumericError({
-        where: `update ${step}`,
+        where,
         rule: "gradients must be finite",
-        got: bad === undefined ? `a global norm of ${gradientNorm}` : `a non-finite gradient of ${bad[0]}`,
+        got: bad === undefined ? `a global norm of ${gradientNorm}` : `a non-finite gradient of ${bad}`,
         remedy: "The last good weights are kept; lower the learning rate or raise the clipping",
+      });
+    }
+    const total = outputs["total"]!.data[0]!;
+    if (!Number.isFinite(total)) {
+      const bad = notFinite(Object.entries(this.#state[next]));
+      throw new UpdateError({
+        where,
+        rule: "new weights must be finite",
+        got: bad === undefined ? `weights whose sum is ${total}` : `non-finite values of ${bad}`,
+        remedy: "The last good weights are kept; lower the learning rate",
       });
     }
     this.#current = next;
@@ -602,7 +615,11 @@ export class Trainer {
         next[NEXT + stateNames.m(name)] = updated.m;
         next[NEXT + stateNames.v(name)] = updated.v;
       }
-      return { norm, ...next };
+      // Not finite where one of them is not, whichever it is; of finite ones the sum overflows near 1e38.
+      const total = this.#trained()
+        .map(({ name }) => sum(next[NEXT + name]!))
+        .reduce((a, b) => add(a, b));
+      return { norm, total, ...next };
     });
   }
 }
@@ -612,6 +629,11 @@ function movedParameters(config: ModelConfig): ParameterSpec[] {
   const all = modelParameters(config);
   const adapters = all.filter(({ kind }) => kind === "adapter");
   return adapters.length > 0 ? adapters : all;
+}
+
+/** The name of the first tensor that holds a value that is not finite; undefined where none does. */
+function notFinite(tensors: readonly (readonly [string, DeviceTensor<"f32">])[]): string | undefined {
+  return tensors.find(([, { data }]) => !data.every(Number.isFinite))?.[0];
 }
 
 /** @throws ConfigError unless the tensor is there and has the shape */

@@ -13,7 +13,7 @@ import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
 import type { Loss } from "../../../src/learn/losses/loss.ts";
 import { fromLogits } from "../../../src/learn/losses/predictions.ts";
 import type { PackedBatch } from "../../../src/learn/optim/rows.ts";
-import { Trainer } from "../../../src/learn/optim/trainer.ts";
+import { Trainer, UpdateError } from "../../../src/learn/optim/trainer.ts";
 import { initializeLlama, llamaTrain } from "../../../src/model/arch/llama.ts";
 import { createEngine, expectAllClose, specsOf, type Tolerance } from "../../compute/harness.ts";
 import { batchOf, POLICY_SCALARS, policySequences, randomSequences, SMALL } from "../train/batches.ts";
@@ -276,6 +276,40 @@ describe("a step that is not finite", () => {
     expect(trainer.updates).toBe(0);
     await trainer.dispose();
   });
+
+  // 1e39 is infinite in float32. A rate of 3e38 leaves finite weights, of which no two can be added.
+  it.each([
+    [
+      "a matrix",
+      { ...RATES, muon: 1e39 },
+      /non-finite values of model\.layers\.0\.self_attn\.q_proj\.weight/,
+    ],
+    ["an embedding", { ...RATES, adamW: 1e39 }, /non-finite values of model\.embed_tokens\.weight/],
+    ["their sum", { ...RATES, adamW: 3e38 }, /weights whose sum is (NaN|-?Infinity)/],
+  ])(
+    "by the new weights is refused, keeps the last good state and does not hinder: %s",
+    async (_, rates, got) => {
+      const [first, second] = await undisturbed();
+      const trainer = fresh();
+      await trainer.accumulate(CROSS_ENTROPY, good);
+      await trainer.apply(RATES);
+
+      await trainer.accumulate(CROSS_ENTROPY, good);
+      const call = trainer.apply(rates);
+      await expect(call).rejects.toThrow(UpdateError);
+      await expect(call).rejects.toThrow(
+        /^update 2: new weights must be finite; got .*\. The last good weights/,
+      );
+      await expect(call).rejects.toThrow(got);
+      expect(trainer.snapshot()).toEqual(first);
+      expect(trainer.updates).toBe(1);
+
+      await trainer.accumulate(CROSS_ENTROPY, good);
+      await trainer.apply(RATES);
+      expect(trainer.snapshot()).toEqual(second);
+      await trainer.dispose();
+    },
+  );
 });
 
 describe("a snapshot", () => {
