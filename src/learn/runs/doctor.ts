@@ -5,6 +5,7 @@
 
 import { readAnswer } from "../tasks/answer.ts";
 import { describe } from "../tasks/task.ts";
+import { type RunFailure, remedyOf } from "./failure.ts";
 import type { RolloutMetrics, SampleRecord, StepMetrics } from "./records.ts";
 
 /** `problem`: the run cannot succeed like this. `warning`: it may. `good`: nothing to do. */
@@ -341,22 +342,26 @@ const rules: Readonly<Record<string, Rule>> = {
 /**
  * What is wrong with a run and what to change, worst first. A run without faults gets one finding, `healthy`; a run too
  * short to judge gets `too-early`.
- * @param run.metrics   every step of the run in order; a loss that was not finite may have come back from JSON as null
+ * @param run.metrics   every step of the run in order
  * @param run.samples   every sample of the run in order; without them less can be told
+ * @param run.failure   what stopped it, if something did
+ * @param run.manifest  says how the run is named in what to type
  */
 export function diagnose(run: {
   readonly metrics: readonly StepMetrics[];
   readonly samples?: readonly SampleRecord[];
+  readonly failure?: RunFailure;
+  readonly manifest?: { readonly name: string };
 }): Finding[] {
   const findings: Finding[] = [];
-  const broken = run.metrics.find((m) => !Number.isFinite(m.loss) || !Number.isFinite(m.gradientNorm));
-  if (broken !== undefined) {
+  const { failure, manifest } = run;
+  if (failure !== undefined) {
     findings.push({
       rule: "not-finite",
       level: "problem",
-      finding: "A loss or gradient was not a finite number, and training stopped.",
-      evidence: `${broken.stage} step ${broken.step}: loss ${broken.loss}, gradient norm ${broken.gradientNorm}`,
-      remedy: "Resume from the last checkpoint with a lower learning rate or a longer warm-up.",
+      finding: "A number was not finite, and training stopped.",
+      evidence: `after step ${failure.step}: ${failure.error}`,
+      remedy: `${remedyOf(failure, manifest?.name ?? "RUN")}.`,
     });
   }
   const rl = run.metrics.filter((m): m is RlStep => m.rl !== undefined);

@@ -5,6 +5,7 @@ import { basename, join, resolve } from "node:path";
 import { expectKnown, FileError, FormatError } from "../../base/errors.ts";
 import { exists, readJson } from "../../base/files.ts";
 import { isLocked } from "../../base/lock.ts";
+import { type RunFailure, readFailure } from "./failure.ts";
 import { jsonLines } from "./json-log.ts";
 import { type RunManifest, readManifest } from "./manifest.ts";
 import type { RunResult, SampleRecord, StepMetrics } from "./records.ts";
@@ -37,6 +38,8 @@ export interface RunView {
   /** Where they were asked for: there may be many. */
   readonly samples?: readonly SampleRecord[];
   readonly result?: RunResult;
+  /** What stopped it, where numbers were not finite. */
+  readonly failure?: RunFailure;
 }
 
 /**
@@ -48,6 +51,7 @@ export async function readRun(path: string, options: { readonly samples?: boolea
   const manifest = await readManifest(path);
   const file = join(path, "result.json");
   const result = (await exists(file)) ? ((await readJson(file)) as RunResult) : undefined;
+  const failure = await readFailure(path);
   const running = await isLocked(join(path, LOCK));
   const samples: SampleRecord[] = [];
   if (options.samples) for await (const sample of readSamples(path)) samples.push(sample);
@@ -58,6 +62,7 @@ export async function readRun(path: string, options: { readonly samples?: boolea
     metrics: await readMetrics(path),
     ...(options.samples ? { samples } : {}),
     ...(result === undefined ? {} : { result }),
+    ...(failure === undefined ? {} : { failure }),
   };
 }
 

@@ -5,6 +5,7 @@
  *   metrics.jsonl         one {@link StepMetrics} per line, in order
  *   samples.jsonl         one {@link SampleRecord} per line
  *   checkpoints/step-N/   state after N steps of the whole run: state.safetensors, state.json
+ *   failure.json          after a step that was not finite, until the run goes on: a {@link RunFailure}
  *   result.json, report.html, model/
  *
  * A checkpoint knows how long the two logs were when it was taken. A resumed run first cuts them back to that length, so a
@@ -25,6 +26,7 @@ import {
   removeCheckpoint,
   writeCheckpoint,
 } from "./checkpoint.ts";
+import { type RunFailure, readFailure, removeFailure, writeFailure } from "./failure.ts";
 import { JsonLog } from "./json-log.ts";
 import { FORMAT, type RunManifest, readManifest, writeManifest } from "./manifest.ts";
 import type { RunResult, SampleRecord, StepMetrics } from "./records.ts";
@@ -119,7 +121,8 @@ export class RunFolder {
   }
 
   /**
-   * Cuts both logs back to a checkpoint, or to nothing where there is none, and removes checkpoints later than it.
+   * Cuts both logs back to a checkpoint, or to nothing where there is none, removes checkpoints later than it, and forgets
+   * what had stopped the run.
    * @throws FileError when a log is shorter than it was at the checkpoint
    */
   async truncateAfter(checkpoint: Checkpoint | undefined): Promise<void> {
@@ -135,6 +138,7 @@ export class RunFolder {
       await metrics.close();
       throw error;
     }
+    await removeFailure(this.path);
   }
 
   /**
@@ -188,10 +192,23 @@ export class RunFolder {
     return listCheckpoints(this.path);
   }
 
-  /** The newest checkpoint, read back; undefined when the run has none. */
-  async latestCheckpoint(): Promise<Checkpoint | undefined> {
-    const step = (await this.checkpoints()).at(-1);
+  /**
+   * The newest checkpoint, read back; undefined when the run has none.
+   * @param most  steps that it may cover. @default any number
+   */
+  async latestCheckpoint(most = Number.POSITIVE_INFINITY): Promise<Checkpoint | undefined> {
+    const step = (await this.checkpoints()).findLast((step) => step <= most);
     return step === undefined ? undefined : readCheckpoint(this.path, step);
+  }
+
+  /** Writes down what stops the run. */
+  async recordFailure(failure: RunFailure): Promise<void> {
+    await writeFailure(this.path, failure);
+  }
+
+  /** What stopped the run; undefined where nothing did, or {@link truncateAfter} has been called since. */
+  failure(): Promise<RunFailure | undefined> {
+    return readFailure(this.path);
   }
 
   /** Writes `result.json`. */

@@ -10,6 +10,8 @@ export interface RunState {
   readonly step: number;
   /** Updates the stage's optimizer has taken. */
   readonly updates: number;
+  /** The step of the whole run that last moved the weights; absent where none has. */
+  readonly moved?: number;
   readonly tokens: number;
   readonly flops: number;
   /** Seconds of the run so far, and of each stage. */
@@ -38,6 +40,7 @@ const Schema = z.looseObject({
   stage: whole,
   step: whole,
   updates: whole,
+  moved: whole.optional(),
   tokens: whole,
   flops: amount,
   elapsed: amount,

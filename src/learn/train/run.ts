@@ -30,7 +30,7 @@ export interface StartOptions<Row> extends RunOptions {
 /**
  * Starts a new run and trains it to the end, or until the signal.
  * @throws ConfigError, TaskError before anything is written; FileError when the folder cannot be written to; NumericError
- *   when a loss or gradient is not finite, after a checkpoint of the last good state
+ *   when a number is not finite; the run's folder then says why, and from where it may go better
  */
 export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutcome> {
   const config = parseRunConfig(options.config);
@@ -71,8 +71,9 @@ export interface ResumeOptions extends RunOptions {
 }
 
 /**
- * Goes on with a run from its last checkpoint; unless something is set anew, what comes out is what would have come out
- * without the pause. A finished run is left as it is, and takes no settings.
+ * Goes on with a run from its last checkpoint, or, where numbers were not finite, from the last whose weights differ from
+ * those that gave them. Unless something is set anew, what comes out is what would have come out without the pause. A
+ * finished run is left as it is, and takes no settings.
  * @param openTask  gives the run's task again
  * @throws as {@link startRun}; RunLockedError while another process trains the run
  */
@@ -97,7 +98,8 @@ export async function resumeRun(
     const config = changedConfig(parseRunConfig(folder.manifest.config), set);
     const task = await openTask(folder.manifest, config);
     checkTask(task, config);
-    const checkpoint = await folder.latestCheckpoint();
+    const failure = await folder.failure();
+    const checkpoint = await folder.latestCheckpoint(failure?.from);
     if (set.length > 0) await folder.changeConfig(config, { step: checkpoint?.step ?? 0, set });
     await folder.truncateAfter(checkpoint);
     const runtime = await Runtime.create({ threads: config.threads });

@@ -32,8 +32,9 @@ import { measureMatmulPeak } from "../cost/peak.ts";
 import { CPU_HOUR, dollarsFor } from "../cost/price.ts";
 import { completionRecord, type Evaluation, evaluate } from "../eval/evaluate.ts";
 import { Scorer } from "../optim/score.ts";
-import { Trainer } from "../optim/trainer.ts";
+import { Trainer, UpdateError } from "../optim/trainer.ts";
 import type { Checkpoint } from "../runs/checkpoint.ts";
+import { type RunFailure, remedyOf } from "../runs/failure.ts";
 import type {
   CompletionRecord,
   EvalSummary,
@@ -182,7 +183,7 @@ export class Training<Row> {
 
   /**
    * Trains from a checkpoint, or from the start.
-   * @throws NumericError when a loss or gradient is not finite; the last good state is then checkpointed
+   * @throws NumericError when a number is not finite; the run's folder then says why, and from where it may go better
    */
   async run(checkpoint: Checkpoint | undefined): Promise<RunOutcome> {
     const { folder, runtime } = this.#parts;
@@ -200,6 +201,7 @@ export class Training<Row> {
       while (this.#state.stage < this.#stages.length) await this.#runStage();
       return { kind: "finished", path: folder.path, result: await this.#finish() };
     } catch (error) {
+      if (error instanceof NumericError) throw await this.#failed(error);
       if (!(error instanceof Interrupted)) throw error;
       await this.#checkpoint();
       return { kind: "interrupted", path: folder.path };
@@ -490,8 +492,9 @@ export class Training<Row> {
   }
 
   /**
-   * Runs the work of a step. When a number is not finite the step is undone and the state before it is checkpointed; when
-   * the signal interrupts it, likewise.
+   * Runs the work of a step. When a number is not finite, or the signal interrupts it, the step is undone. The state before it
+   * is checkpointed where the step had used a rate: from there a lower one leads elsewhere. Where it had not, the step would
+   * only fail again.
    * @param most  updates the step may take; of several, a later one may fail when earlier ones have moved the weights
    */
   async #good<T>(most: number, work: () => Promise<T>): Promise<T> {
@@ -499,18 +502,54 @@ export class Training<Row> {
     const { updates } = trainer;
     const before = most > 1 ? trainer.snapshot() : undefined;
     try {
-      return await work();
+      const outcome = await work();
+      if (trainer.updates > updates) this.#markMove();
+      return outcome;
     } catch (error) {
       const interrupted = this.#options.signal?.aborted && error === this.#options.signal.reason;
       if (!interrupted && !(error instanceof NumericError)) throw error;
+      const rated = trainer.updates > updates || error instanceof UpdateError;
       if (before !== undefined) trainer.restore(before, updates);
       if (interrupted) throw new Interrupted();
-      await this.#checkpoint();
-      const { command = "pondera" } = this.#options;
-      const resume = `${command} train --resume ${shellPath(this.#parts.folder.path)}`;
-      const { stage } = this.#stages[this.#state.stage]!;
-      throw withRemedy(error as NumericError, resume, stage, this.#parts.config);
+      if (rated) {
+        await this.#checkpoint();
+        this.#markMove();
+      }
+      throw error;
     }
+  }
+
+  /** The step under way has moved the weights, or would have. */
+  #markMove(): void {
+    this.#state = { ...this.#state, moved: this.#stepsDone() + 1 };
+  }
+
+  /** Leaves in the run's folder what stopped it. @returns the same error with what to type next */
+  async #failed(error: NumericError): Promise<NumericError> {
+    const { folder, config } = this.#parts;
+    const { moved = 0 } = this.#state;
+    // Later checkpoints hold the very weights that a number that is not finite came from.
+    const useful = (await folder.checkpoints()).filter((step) => moved === 0 || step < moved);
+    const { where, rule, got } = error;
+    const failure: RunFailure = {
+      step: this.#stepsDone(),
+      error: `${where}: ${rule}${got === undefined ? "" : `; got ${got}`}`,
+      from: useful.at(-1) ?? 0,
+      set: moved === 0 ? [] : lowerRates(this.#stageOf(moved), config),
+    };
+    await folder.recordFailure(failure);
+    const remedy = remedyOf(failure, relative(process.cwd(), folder.path));
+    return new NumericError({ where, rule, ...(got === undefined ? {} : { got }), remedy, cause: error });
+  }
+
+  /** The stage that a step of the whole run belongs to. */
+  #stageOf(step: number): Stage {
+    let before = 0;
+    for (const { stage, steps } of this.#stages) {
+      before += steps;
+      if (step <= before) return stage;
+    }
+    return this.#stages.at(-1)!.stage;
   }
 
   /** @param signal  ends it early; the signal's reason is then thrown */
@@ -632,19 +671,9 @@ function solvedAmong(
   return distinct.map((record) => ({ stage, step: steps, ...record }));
 }
 
-/**
- * The same error with what to type next: half the rate.
- * @param resume  the command that goes on with the run
- */
-function withRemedy(error: NumericError, resume: string, stage: Stage, config: RunConfig): NumericError {
+/** Half the rates that a stage uses, as `field=value`. */
+function lowerRates(stage: Stage, config: RunConfig): string[] {
   const { optimizer, rates } = config[stage];
-  const kind = optimizer.matrices === "muon" ? "muon" : "adamW";
-  const lower = `--set ${stage}.rates.${kind}=${rates[kind] / 2}`;
-  return new NumericError({
-    where: error.where,
-    rule: error.rule,
-    ...(error.got === undefined ? {} : { got: error.got }),
-    remedy: `The state before this step is kept: go on with a lower rate, for example ${resume} ${lower}`,
-    cause: error,
-  });
+  const used = optimizer.matrices === "muon" ? (["muon", "adamW"] as const) : (["adamW"] as const);
+  return used.map((kind) => `${stage}.rates.${kind}=${rates[kind] / 2}`);
 }

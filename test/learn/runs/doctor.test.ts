@@ -151,11 +151,23 @@ describe("diagnose", () => {
     expect(rulesOf(run(100, (i) => ({ gradientNorm: i === 95 ? 500 : 0.5 })))).toEqual(["good: healthy"]);
   });
 
-  it("names a step that was not finite, also when JSON made it null", () => {
-    const broken = run(30, (i) => (i === 29 ? { loss: Number.NaN } : {}));
-    const reread = { metrics: JSON.parse(JSON.stringify(broken.metrics)) as StepMetrics[] };
-    expect(rulesOf(broken)[0]).toBe("problem: not-finite");
-    expect(diagnose(reread)[0]?.evidence).toContain("rl step 30: loss null");
+  it("names what stopped the run, also where it is too early for the rest, and what to type", () => {
+    const failure = {
+      step: 3,
+      error: "update 4: the loss must be finite; got NaN",
+      from: 2,
+      set: ["a=1", "b=2"],
+    };
+    const [first, second] = diagnose({ ...run(3), failure, manifest: { name: "mine" } });
+    expect(first).toMatchObject({
+      rule: "not-finite",
+      level: "problem",
+      evidence: "after step 3: update 4: the loss must be finite; got NaN",
+      remedy:
+        "For example, pondera train --resume mine --set a=1 --set b=2 goes on after step 2 with lower rates; where that fails, too, begin a new run with them.",
+    });
+    expect(second?.rule).toBe("too-early");
+    expect(diagnose({ ...run(30), failure }).map(({ rule }) => rule)).toEqual(["not-finite"]);
   });
 
   it("names a reward that rises while validation falls", () => {

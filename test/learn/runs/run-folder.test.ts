@@ -159,6 +159,9 @@ describe("checkpoints", () => {
     for (const n of [8, 9, 10, 11]) await run.saveCheckpoint(n, { tensors, state: n });
     expect(await run.checkpoints()).toEqual([10, 11]);
     expect(await readdir(join(run.path, "checkpoints"))).toEqual(["step-10", "step-11"]);
+    expect((await run.latestCheckpoint())?.step).toBe(11);
+    expect((await run.latestCheckpoint(10))?.step).toBe(10);
+    expect(await run.latestCheckpoint(9)).toBeUndefined();
     expect((await readCheckpoint(run.path, 10)).state).toBe(10);
     await run.close();
   });
@@ -244,6 +247,21 @@ describe("truncateAfter", () => {
     expect(await run.checkpoints()).toEqual([1]);
     expect(await readMetrics(run.path)).toEqual([step(1, 9)]);
     await run.close();
+  });
+
+  it("forgets what had stopped the run", async () => {
+    const run = await RunFolder.create(asked());
+    expect(await run.failure()).toBeUndefined();
+    const failure = { step: 3, error: "update 4: the loss must be finite; got NaN", from: 2, set: ["a=1"] };
+    await run.recordFailure(failure);
+    await run.close();
+    expect((await readRun(run.path)).failure).toEqual(failure);
+    const again = await RunFolder.open(run.path);
+    expect(await again.failure()).toEqual(failure);
+    await again.truncateAfter(undefined);
+    expect(await again.failure()).toBeUndefined();
+    expect((await readRun(run.path)).failure).toBeUndefined();
+    await again.close();
   });
 
   it("refuses a log shorter than it was", async () => {

@@ -2,15 +2,17 @@ import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConfigError, FileError, NumericError, TaskError } from "../../../src/base/errors.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
+import { CONSTANT } from "../../../src/learn/optim/schedule.ts";
 import { readCheckpoint } from "../../../src/learn/runs/checkpoint.ts";
+import { diagnose } from "../../../src/learn/runs/doctor.ts";
 import { readMetrics, readRun } from "../../../src/learn/runs/read-run.ts";
 import type { RunResult, StepMetrics } from "../../../src/learn/runs/records.ts";
 import type { RunConfig } from "../../../src/learn/train/config.ts";
@@ -233,22 +235,137 @@ describe("a run that goes on with something changed", () => {
 });
 
 describe("a run that cannot go well", () => {
-  it("with numbers that are not finite stops, keeps the last good state and says what to type", async () => {
-    const rates = { adamW: 1e30, muon: 1e30 };
-    const config = { ...TINY, pretrain: { ...TINY.pretrain, rates } };
-    const where = { root: join(root, "my runs"), command: "npx pondera" };
-    const failed = await start("diverged", config, where).catch((error: unknown) => error);
-    expect(failed).toBeInstanceOf(NumericError);
-    expect((failed as NumericError).message).toMatch(
-      /npx pondera train --resume '\S*my runs\Wdiverged' --set pretrain\.rates\.muon=5e\+29\./,
+  /** Few steps after pre-training, at one rate, which adds the more to the weights the longer it goes on. */
+  const short: RunConfig = {
+    ...TINY,
+    pretrain: { ...TINY.pretrain, schedule: CONSTANT },
+    sft: { ...TINY.sft, steps: 0 },
+    rl: { ...TINY.rl, steps: 1 },
+  };
+  const withRate = (muon: number, config = short): RunConfig => ({
+    ...config,
+    pretrain: { ...config.pretrain, rates: { ...config.pretrain.rates, muon } },
+  });
+  /** Of matrices, with which products of two of them overflow after some steps, and not at a fraction of it. */
+  const HIGH = 2e18;
+
+  /** The error that ends a session. */
+  async function failureOf(session: Promise<RunOutcome>): Promise<NumericError> {
+    const error = await session.then(() => undefined).catch((error: unknown) => error);
+    expect(error).toBeInstanceOf(NumericError);
+    return error as NumericError;
+  }
+
+  /** Takes the steps up to `step` with a rate that does no harm, and then those that `set` says. */
+  async function harmlessUntil(step: number, name: string, set: readonly string[], config = short) {
+    const aborter = new AbortController();
+    let done = 0;
+    const observer: RunObserver = { ...silent, step: () => ++done === step && aborter.abort() };
+    await start(name, config, { observer, signal: aborter.signal });
+    return () => resumeRun(join(root, name), async () => tinyTask(), { peak, set });
+  }
+
+  /** Types what the error says, and again where that fails, a few times. @returns errors met on the way */
+  async function follow(error: NumericError): Promise<NumericError[]> {
+    const [, path] = /pondera train --resume (\S+)/.exec(error.message)!;
+    const set = Array.from(error.message.matchAll(/ --set (\S+)/g), ([, assignment]) => assignment!);
+    const session = resumeRun(resolve(path!), async () => tinyTask(), { peak, set });
+    return session.then(
+      (outcome) => {
+        expect(outcome.kind).toBe("finished");
+        return [error];
+      },
+      async (next: NumericError) => [error, ...(await follow(next))],
     );
-    const path = join(root, "my runs", "diverged");
-    const steps = (await readMetrics(path)).length;
-    expect(steps).toBeGreaterThan(0);
-    const { tensors } = await readCheckpoint(path, steps);
-    expect(Object.values(tensors).every(({ data }) => !data.some(Number.isNaN))).toBe(true);
+  }
+
+  it("with numbers that are not finite says what to type, and that works: from the start", async () => {
+    const path = join(root, "diverged");
+    const error = await failureOf(start("diverged", withRate(HIGH, { ...short, checkpointEvery: 100 })));
+    expect(error.message).toMatch(
+      /^update \d+: the loss must be finite; got NaN\. For example, pondera train --resume \S*diverged --set pretrain\.rates\.muon=1000000000000000000 --set pretrain\.rates\.adamW=0\.004 begins again with lower rates\.$/,
+    );
+    // The steps that led there stay written down until the run goes on, and so does why it stopped.
+    const failed = await readRun(path, { samples: true });
+    expect(failed.metrics.length).toBeGreaterThan(1);
+    expect(failed.failure).toMatchObject({ step: failed.metrics.length, from: 0 });
+    expect(await readdir(path)).not.toContain("checkpoints");
+    const [finding] = diagnose(failed);
+    expect(finding).toMatchObject({ rule: "not-finite", level: "problem" });
+    expect(finding!.evidence).toMatch(/^after step \d+: update \d+: the loss must be finite; got NaN$/);
+    expect(finding!.remedy).toContain("pondera train --resume diverged --set pretrain.rates.muon=");
+
+    expect((await follow(error)).length).toBeLessThan(5);
+    const { failure, manifest, status } = await readRun(path);
+    expect(failure).toBeUndefined();
+    expect(status).toBe("finished");
+    expect(manifest.changes![0]).toMatchObject({ step: 0 });
   });
 
+  it("with numbers that are not finite says what to type, and that works: from a checkpoint", async () => {
+    const goOn = await harmlessUntil(4, "diverged-later", [`pretrain.rates.muon=${HIGH}`], {
+      ...short,
+      checkpointEvery: 100,
+    });
+    const error = await failureOf(goOn());
+    expect(error.message).toContain(" goes on after step 4 with lower rates;");
+    const path = join(root, "diverged-later");
+    const { tensors } = await readCheckpoint(path, 4);
+    expect(Object.values(tensors).every(({ data }) => data.every(Number.isFinite))).toBe(true);
+    const errors = await follow(error);
+    expect(errors.length).toBeLessThan(6);
+    expect((await readRun(path)).manifest.changes!.slice(1).every(({ step }) => step === 4)).toBe(true);
+  });
+
+  it("goes on before the checkpoint that holds the weights it failed with", async () => {
+    const error = await failureOf(start("poisoned", withRate(HIGH, { ...short, checkpointEvery: 1 })));
+    const path = join(root, "poisoned");
+    const { failure, metrics } = await readRun(path);
+    const done = metrics.length;
+    expect(await readdir(join(path, "checkpoints"))).toContain(`step-${done}`);
+    expect(failure).toMatchObject({ step: done, from: done - 1 });
+    expect(error.message).toContain(` goes on after step ${done - 1} with lower rates`);
+    // Without any change it takes the same step, and fails again.
+    const again = await failureOf(resumeRun(path, async () => tinyTask(), { peak }));
+    expect(again.message).toBe(error.message);
+    expect((await readMetrics(path)).length).toBe(done);
+  });
+
+  it("that an evaluation finds out goes on before the step that did it", async () => {
+    const goOn = await harmlessUntil(11, "seen-late", ["pretrain.rates.muon=1e25"]);
+    const error = await failureOf(goOn());
+    expect(error.message).toMatch(
+      /^generate: logits must be finite\. .* --set pretrain\.rates\.muon=5e\+24 .* after step 11 /,
+    );
+    const path = join(root, "seen-late");
+    expect((await readRun(path)).failure).toMatchObject({ step: 12, from: 11 });
+    const set = ["pretrain.rates.muon=0.01"];
+    expect((await resumeRun(path, async () => tinyTask(), { peak, set })).kind).toBe("finished");
+  });
+
+  it("where an update is refused goes on from right before it", async () => {
+    const config = { ...short, sft: { ...TINY.sft, schedule: CONSTANT }, checkpointEvery: 100 };
+    const goOn = await harmlessUntil(14, "refused", ["sft.rates.muon=1e39"], config);
+    const error = await failureOf(goOn());
+    expect(error.message).toMatch(/^update 3: new weights must be finite; got .* goes on after step 14 with/);
+    const path = join(root, "refused");
+    const set = ["sft.rates.muon=0.01"];
+    expect((await resumeRun(path, async () => tinyTask(), { peak, set })).kind).toBe("finished");
+  });
+
+  it("before any step has moved the weights blames no rate", async () => {
+    const none = { ...short, pretrain: { ...TINY.pretrain, steps: 0 } };
+    const rewards = { digits: { weight: 1, reward: ({ text }: { text: string }) => 1e41 * text.length } };
+    const error = await failureOf(start("broken-reward", none, { task: { ...tinyTask(), rewards } }));
+    expect(error.message).toMatch(
+      /No step has moved the weights, so no rate helps: check the rewards and the/,
+    );
+    expect(error.message).not.toContain("--set");
+    const path = join(root, "broken-reward");
+    expect((await resumeRun(path, async () => tinyTask(), { peak })).kind).toBe("finished");
+  });
+
+  const froms = new Set<number>();
   it.each([0, 1, 2])("undoes the updates a failed step has taken: group %i", async (bad) => {
     // In the second step one group's rewards overflow, which fails the first or the second of its two updates.
     let done = 0;
@@ -269,8 +386,11 @@ describe("a run that cannot go well", () => {
     await expect(start(name, config, { task: { ...task, rewards }, observer })).rejects.toThrow(NumericError);
     const path = join(root, name);
     expect((await readMetrics(path)).at(-1)).toMatchObject({ stage: "rl", step: 1 });
+    froms.add((await readRun(path)).failure!.from);
     expect((await resumeRun(path, async () => tinyTask(), { peak })).kind).toBe("finished");
     expect(await remains(name)).toEqual(await remains("calm"));
+    // Where the first update fails, the step before it has to be taken anew; where the second does, the step alone.
+    if (bad === 2) expect([...froms].sort()).toEqual([17, 18]);
   });
 
   it("says what the task lacks for a stage before anything is written", async () => {

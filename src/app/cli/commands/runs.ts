@@ -4,6 +4,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
 import { diagnose, type Level } from "../../../learn/runs/doctor.ts";
+import { remedyOf } from "../../../learn/runs/failure.ts";
 import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/read-run.ts";
 import { clock, dollars, percent, stageName } from "../../format.ts";
 import { writeReport } from "../../report/report.ts";
@@ -71,12 +72,16 @@ async function list(options: RunsOptions, io: Io): Promise<void> {
 
 /** A run's curves and figures for a terminal. */
 function showLines(run: RunView, width: number, colors: Colors, typed: Typed): string[] {
-  const { manifest, metrics, result } = run;
+  const { manifest, metrics, result, failure } = run;
   const last = metrics.at(-1);
   const lines = [
     `${colors.bold(printable(manifest.name))}  ${colors.dim(`${manifest.task} · ${manifest.preset} · seed ${manifest.seed} · ${run.status}`)}`,
     colors.dim(run.path),
   ];
+  if (failure !== undefined) {
+    const told = `Failed after step ${failure.step}: ${failure.error}. ${remedyOf(failure, manifest.name)}.`;
+    lines.push(...wrap(printable(told), width).map(colors.red));
+  }
   if (last === undefined) return [...lines, "", "No step done yet."];
   lines.push(
     `${stageName(last.stage)}, step ${last.step} of ${last.steps} · ${clock(last.timing.elapsed)} of training`,
@@ -132,7 +137,7 @@ async function doctor(name: string | undefined, options: RunsOptions, io: Contex
   const lines = findings.flatMap((f) => [
     `${paint[f.level](f.level.padEnd(8))} ${colors.bold(f.finding)}`,
     ...wrap(`${printable(f.evidence)}.`, width - 9).map((text) => colors.dim(`         ${text}`)),
-    ...(f.remedy === "" ? [] : wrap(f.remedy, width - 9).map((text) => `         ${text}`)),
+    ...(f.remedy === "" ? [] : wrap(printable(f.remedy), width - 9).map((text) => `         ${text}`)),
     "",
   ]);
   await write(io.stdout, `${colors.dim(printable(run.manifest.name))}\n\n${lines.join("\n")}`);

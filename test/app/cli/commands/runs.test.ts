@@ -124,6 +124,25 @@ describe("pondera runs", () => {
     });
   });
 
+  it("says of a run that failed what stopped it and what to type", async () => {
+    const run = await RunFolder.open(await make("failed", false, 1));
+    const error = "update 22: the loss must be finite; got NaN";
+    await run.recordFailure({ step: 21, error, from: 20, set: ["rl.rates.adamW=0.001"] });
+    await run.close();
+    const type = "pondera train --resume failed --set rl.rates.adamW=0.001 goes on after step 20";
+    const words = (text: string) => text.replace(/\s+/g, " ");
+    const shown = await pondera(["runs", "show", "--runs", root]);
+    expect(words(shown.out)).toContain(`Failed after step 21: ${error}. For example, ${type}`);
+    const json = await pondera(["runs", "show", "--runs", root, "--json"]);
+    expect(JSON.parse(json.out)).toMatchObject({ status: "stopped", failure: { step: 21, error, from: 20 } });
+    const { code, out } = await pondera(["runs", "doctor", "--runs", root]);
+    expect(code).toBe(3);
+    expect(words(out)).toContain(
+      "problem A number was not finite, and training stopped. after step 21: update 22",
+    );
+    expect(words(out)).toContain(type);
+  });
+
   it("examines what was written, and prints it without its control characters", async () => {
     const asked = { root, name: "mute", task: "own", preset: "quick", seed: 1, config: {}, versions: {} };
     const run = await RunFolder.create(asked);
