@@ -263,10 +263,12 @@ const rules: Readonly<Record<string, Rule>> = {
   "reference-old"({ last }) {
     const age = last.at(-1)?.rl.referenceAge;
     if (age === undefined || age < REFERENCE_AGE) return undefined;
+    // The reference may be asked in some steps only.
+    const kl = meanOf(last, (rl) => rl.kl);
     return {
       level: "warning",
       finding: "The reference model is old: the KL term pulls towards a policy long left behind.",
-      evidence: `${age} steps since its last refresh, KL ${number(last.at(-1)?.rl.kl ?? 0)} nats`,
+      evidence: `${age} steps since its last refresh${kl === undefined ? "" : `, KL ${number(kl)} nats`}`,
       remedy: `Refresh the reference every ${REFERENCE_AGE} steps or more often, as R1 did, or train without one.`,
     };
   },

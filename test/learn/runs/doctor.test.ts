@@ -170,6 +170,16 @@ describe("diagnose", () => {
     expect(diagnose({ ...run(30), failure }).map(({ rule }) => rule)).toEqual(["not-finite"]);
   });
 
+  it("says the KL to an old reference over the steps that measured it, and none where none did", () => {
+    const evidence = (kl: (i: number) => Partial<RolloutMetrics>) =>
+      diagnose(run(30, undefined, (i) => ({ referenceAge: REFERENCE_AGE + i, ...kl(i) })))[0]?.evidence;
+    // The last step is one of those that do not ask the reference.
+    expect(evidence((i) => (i % 2 === 0 ? { kl: i < 20 ? 0.1 : 0.3 } : {}))).toBe(
+      "429 steps since its last refresh, KL 0.2 nats",
+    );
+    expect(evidence(() => ({}))).toBe("429 steps since its last refresh");
+  });
+
   it("names a reward that rises while validation falls", () => {
     const validated = (pass1: (i: number) => number) => (i: number) =>
       i % 20 === 19 ? { validation: { pass1: pass1(i), count: 400, meanLength: 50 } } : {};
