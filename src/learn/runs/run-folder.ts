@@ -12,10 +12,10 @@
  * run killed at any moment, also in the middle of a line, goes on as if it had never been.
  */
 
-import { mkdir } from "node:fs/promises";
+import { mkdir, readdir } from "node:fs/promises";
 import { basename, join, resolve } from "node:path";
 import { ConfigError, FileError, invariant } from "../../base/errors.ts";
-import { fileError, makeFolders, writeFileAtomic } from "../../base/files.ts";
+import { exists, fileError, makeFolders, writeFileAtomic } from "../../base/files.ts";
 import { jsonText } from "../../base/json.ts";
 import {
   type Checkpoint,
@@ -71,8 +71,10 @@ export class RunFolder {
   }
 
   /**
-   * Makes a new run, ready for its first step. Never touches a folder that exists.
-   * @throws FileError when the name is taken or the root may not be written to; ConfigError when the name is none
+   * Makes a new run, ready for its first step. Never touches a folder that exists, unless it is one that a killed process
+   * was about to make a run of.
+   * @throws FileError when the name is taken or the root may not be written to; RunLockedError while another process makes
+   *   a run of that name; ConfigError when the name is none
    */
   static async create(options: CreateRun): Promise<RunFolder> {
     const created = options.created ?? new Date();
@@ -80,6 +82,8 @@ export class RunFolder {
     const path = await makeFolder(options.root, name, defaultStem(options.task, options.preset, created));
     const release = await lockRun(join(path, LOCK));
     try {
+      // Somebody else may have taken over the same folder in the meantime, and be done.
+      if (await exists(join(path, "run.json"))) throw nameTaken(path);
       const manifest: RunManifest = {
         format: FORMAT,
         name: basename(path),
@@ -267,12 +271,31 @@ async function makeFolder(root: string, name: string | undefined, stem: string):
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw fileError(path, "writable", error);
       if (name === undefined) continue;
-      throw new FileError({
-        where: path,
-        rule: "a new run needs a new folder",
-        got: "one that exists",
-        remedy: "Choose another name, or go on with it by --resume",
-      });
+      if (await isStillborn(path)) return path;
+      throw nameTaken(path);
     }
+  }
+}
+
+function nameTaken(path: string): FileError {
+  return new FileError({
+    where: path,
+    rule: "a new run needs a new folder",
+    got: "one that exists",
+    remedy: "Choose another name, or go on with it by --resume",
+  });
+}
+
+/**
+ * Whether a folder holds nothing but what is there before the first run.json is whole: the lock, and files half written.
+ * Nothing can be lost with it, and no run can be resumed from it; whether its maker lives, the lock says.
+ */
+async function isStillborn(path: string): Promise<boolean> {
+  try {
+    const entries = await readdir(path);
+    return entries.every((entry) => entry.startsWith(LOCK) || /^\.run\.json\..*\.partial$/.test(entry));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOTDIR") return false;
+    throw fileError(path, "readable", error);
   }
 }

@@ -84,6 +84,56 @@ describe("create", () => {
     expect(await readMetrics(run.path)).toHaveLength(1);
   });
 
+  describe("of a name whose maker was killed before it was a run", () => {
+    const gone = () => spawnSync(process.execPath, ["-e", ""]).pid;
+    const lockOf = (pid: number) => JSON.stringify({ pid, host: hostname(), started: null });
+    const lay = async (files: Readonly<Record<string, string>>) => {
+      await mkdir(join(root, "mine"));
+      for (const [file, content] of Object.entries(files)) await writeFile(join(root, "mine", file), content);
+    };
+
+    it.each(["nothing", "a lock", "a lock and half of run.json"])("takes over %s", async (left) => {
+      const pid = gone();
+      await lay({
+        ...(left === "nothing" ? {} : { "run.lock": lockOf(pid) }),
+        ...(left.endsWith("run.json") ? { [`.run.json.${pid}-0.partial`]: '{"form' } : {}),
+      });
+      const run = await RunFolder.create(asked({ name: "mine" }));
+      await run.appendMetrics(step(0, 1));
+      await run.close();
+      expect((await readdir(run.path)).sort()).toEqual(["metrics.jsonl", "run.json", "samples.jsonl"]);
+      await (await RunFolder.open(run.path)).close();
+    });
+
+    it("leaves it to a maker that lives", async () => {
+      await lay({ "run.lock": lockOf(process.pid) });
+      await expect(RunFolder.create(asked({ name: "mine" }))).rejects.toThrow(RunLockedError);
+      expect(await readdir(join(root, "mine"))).toEqual(["run.lock"]);
+    });
+
+    it.each(["notes.txt", "metrics.jsonl", ".hidden.partial"])("does not touch one with %s", async (file) => {
+      await lay({ "run.lock": lockOf(gone()), [file]: "mine" });
+      await expect(RunFolder.create(asked({ name: "mine" }))).rejects.toThrow(/got one that exists/);
+      expect((await readdir(join(root, "mine"))).sort()).toEqual([file, "run.lock"].sort());
+    });
+
+    it("lets one of many have it", async () => {
+      await lay({ "run.lock": lockOf(gone()) });
+      const made = await Promise.allSettled(
+        Array.from({ length: 8 }, async () => {
+          const run = await RunFolder.create(asked({ name: "mine" }));
+          await run.close();
+        }),
+      );
+      expect(made.filter(({ status }) => status === "fulfilled")).toHaveLength(1);
+    });
+  });
+
+  it("says that a file of its name is in the way", async () => {
+    await writeFile(join(root, "mine"), "");
+    await expect(RunFolder.create(asked({ name: "mine" }))).rejects.toThrow(/got one that exists/);
+  });
+
   it("refuses a name that would leave the folder", async () => {
     await expect(RunFolder.create(asked({ name: "../up" }))).rejects.toThrow(
       /must begin with a letter or digit/,
