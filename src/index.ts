@@ -85,6 +85,7 @@ export { type CountdownRules, type Verdict, verifyCountdown } from "./learn/task
 
 // Teaching a model: what `pondera train` does, and the records it leaves.
 
+export type { RunFailure } from "./learn/runs/failure.ts";
 export type { RunManifest } from "./learn/runs/manifest.ts";
 export { findRun, listRuns, type RunView, readRun } from "./learn/runs/read-run.ts";
 export type {

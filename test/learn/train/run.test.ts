@@ -265,17 +265,17 @@ describe("a run that cannot go well", () => {
     return () => resumeRun(join(root, name), async () => tinyTask(), { peak, set });
   }
 
-  /** Types what the error says, and again where that fails, a few times. @returns errors met on the way */
-  async function follow(error: NumericError): Promise<NumericError[]> {
+  /** Types what the error says, and again where that fails, until the run finishes. @param most  times */
+  async function follow(error: NumericError, most = 4): Promise<void> {
+    expect(most).toBeGreaterThan(0);
     const [, path] = /pondera train --resume (\S+)/.exec(error.message)!;
     const set = Array.from(error.message.matchAll(/ --set (\S+)/g), ([, assignment]) => assignment!);
     const session = resumeRun(resolve(path!), async () => tinyTask(), { peak, set });
     return session.then(
       (outcome) => {
         expect(outcome.kind).toBe("finished");
-        return [error];
       },
-      async (next: NumericError) => [error, ...(await follow(next))],
+      (next: NumericError) => follow(next, most - 1),
     );
   }
 
@@ -295,7 +295,7 @@ describe("a run that cannot go well", () => {
     expect(finding!.evidence).toMatch(/^after step \d+: update \d+: the loss must be finite; got NaN$/);
     expect(finding!.remedy).toContain("pondera train --resume diverged --set pretrain.rates.muon=");
 
-    expect((await follow(error)).length).toBeLessThan(5);
+    await follow(error);
     const { failure, manifest, status } = await readRun(path);
     expect(failure).toBeUndefined();
     expect(status).toBe("finished");
@@ -312,8 +312,7 @@ describe("a run that cannot go well", () => {
     const path = join(root, "diverged-later");
     const { tensors } = await readCheckpoint(path, 4);
     expect(Object.values(tensors).every(({ data }) => data.every(Number.isFinite))).toBe(true);
-    const errors = await follow(error);
-    expect(errors.length).toBeLessThan(6);
+    await follow(error);
     expect((await readRun(path)).manifest.changes!.slice(1).every(({ step }) => step === 4)).toBe(true);
   });
 
