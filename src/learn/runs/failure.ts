@@ -50,15 +50,16 @@ export async function removeFailure(run: string): Promise<void> {
 
 /**
  * What to do about it, as the remedy of an error.
- * @param run  as `--resume` takes it
+ * @param run      as `--resume` takes it
+ * @param command  what is typed before `train`
  */
-export function remedyOf({ from, set }: RunFailure, run: string): string {
-  const resume = `pondera train --resume ${run}`;
+export function remedyOf({ from, set }: RunFailure, run: string, command = "pondera"): string {
+  const resume = `${command} train --resume ${run}`;
   if (set.length === 0) {
     return `No step has moved the weights, so no rate helps: check the rewards and the model it began with; ${resume} goes on`;
   }
-  const command = `${resume} ${set.map((one) => `--set ${one}`).join(" ")}`;
-  if (from === 0) return `For example, ${command} begins again with lower rates`;
+  const example = `${resume} ${set.map((one) => `--set ${one}`).join(" ")}`;
+  if (from === 0) return `For example, ${example} begins again with lower rates`;
   // What goes wrong by degrees may have begun before any checkpoint that is left.
-  return `For example, ${command} goes on after step ${from} with lower rates; where that fails, too, begin a new run with them`;
+  return `For example, ${example} goes on after step ${from} with lower rates; where that fails, too, begin a new run with them`;
 }

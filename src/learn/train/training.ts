@@ -538,7 +538,7 @@ export class Training<Row> {
       set: moved === 0 ? [] : lowerRates(this.#stageOf(moved), config),
     };
     await folder.recordFailure(failure);
-    const remedy = remedyOf(failure, relative(process.cwd(), folder.path));
+    const remedy = remedyOf(failure, shellPath(folder.path), this.#options.command);
     return new NumericError({ where, rule, ...(got === undefined ? {} : { got }), remedy, cause: error });
   }
 

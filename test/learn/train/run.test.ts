@@ -10,7 +10,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConfigError, FileError, NumericError, TaskError } from "../../../src/base/errors.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { CONSTANT } from "../../../src/learn/optim/schedule.ts";
+import type { Schedule } from "../../../src/learn/optim/schedule.ts";
 import { readCheckpoint } from "../../../src/learn/runs/checkpoint.ts";
 import { diagnose } from "../../../src/learn/runs/doctor.ts";
 import { readMetrics, readRun } from "../../../src/learn/runs/read-run.ts";
@@ -233,6 +233,8 @@ describe("a run that goes on with something changed", () => {
     expect(metrics.filter(({ stage }) => stage === "rl")).toHaveLength(2);
   });
 });
+
+const CONSTANT: Schedule = { warmup: 0, decay: 0, final: 1 };
 
 describe("a run that cannot go well", () => {
   /** Few steps after pre-training, at one rate, which adds the more to the weights the longer it goes on. */

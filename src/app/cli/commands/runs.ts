@@ -79,7 +79,7 @@ function showLines(run: RunView, width: number, colors: Colors, typed: Typed): s
     colors.dim(run.path),
   ];
   if (failure !== undefined) {
-    const told = `Failed after step ${failure.step}: ${failure.error}. ${remedyOf(failure, manifest.name)}.`;
+    const told = `Failed after step ${failure.step}: ${failure.error}. ${remedyOf(failure, manifest.name, typed.command)}.`;
     lines.push(...wrap(printable(told), width).map(colors.red));
   }
   if (last === undefined) return [...lines, "", "No step done yet."];
