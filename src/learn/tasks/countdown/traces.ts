@@ -199,7 +199,7 @@ const DRILL_LENGTHS: Readonly<Record<Thoughts, number>> = { forward: 16, backwar
 /**
  * Sums apart from any puzzle, those that walks seldom meet as often as the rest: half are divisions, of which half have no
  * remainder and a quarter nearly none. Numbers as the puzzles have them come as often as those on the way. Where thoughts go
- * backward, as much is what they would need of a number, and as much again lines that end one.
+ * backward, as much is what they would need of a number, and as much again lines that end one; and lines that nearly do.
  */
 export function drill(
   random: Random,
@@ -236,7 +236,14 @@ export function drill(
   const entry = (): string => {
     if (thoughts === "forward") return sum();
     const kind = random.uniform();
-    return kind < 0.35 ? sum() : kind < 0.65 ? need() : lastLine(random, { numbers: range, target }, largest);
+    const game = { numbers: range, target };
+    return kind < 0.3
+      ? sum()
+      : kind < 0.55
+        ? need()
+        : kind < 0.8
+          ? lastLine(random, game, largest)
+          : nearMiss(random, game, largest);
   };
   const entries = Array.from({ length: DRILL_LENGTHS[thoughts] }, entry);
   const isChecked = thoughts === "forward" && checked > 0 && random.uniform() < checked;
@@ -279,5 +286,32 @@ function lastLine(
       tries.push(attempt);
       if (attempt.finish !== undefined) return writeThought(last.value, tries);
     }
+  }
+}
+
+/** How far a result is from what was needed: numbers that are written nearly alike were taken for each other. */
+const NEARLY = [1, 2, 3, 4, 5, 10];
+
+/** A line of a thought backward whose tries all fail, one of them narrowly. */
+function nearMiss(
+  random: Random,
+  { numbers: range, target: goal }: Omit<Game, "counts">,
+  largest: number,
+): string {
+  for (;;) {
+    const numbers = Array.from({ length: 3 }, () => within(range, random));
+    const [kept, a, b] = numbers.map(termOf) as [Term, Term, Term];
+    const made = random.pick(stepsOf(a, b, largest)).term?.value;
+    if (made === undefined) continue;
+    const needed = made + random.pick(NEARLY) * random.pick([-1, 1]);
+    if (needed < 1 || needed > largest) continue;
+    const target = random.pick(stepsOf(termOf(needed), kept, largest)).term?.value;
+    if (target === undefined || target < goal.min || target > goal.max) continue;
+    const tries: Try[] = [];
+    for (const attempt of WALKS.backward(gameOf({ numbers, target }), largest, () => true)) {
+      if (tries.length > 0 && attempt.start !== tries[0]!.start) break;
+      tries.push(attempt);
+    }
+    if (tries.every(({ finish }) => finish === undefined)) return writeThought(target, tries);
   }
 }

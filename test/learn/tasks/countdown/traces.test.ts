@@ -262,6 +262,20 @@ describe("drills", () => {
       }
     });
 
+    it("nearly end thoughts, and say so", () => {
+      const lines = [...backward.matchAll(/\d+ \d+: ([-+*/\d]+): ([^:]*)/g)].filter(
+        ([, , tries]) => tries!.includes(MISS) && !tries!.includes(HIT),
+      );
+      const distances = lines.map(([, needs, tries]) => {
+        const needed = needs!.match(/\d+/g)!.map(Number);
+        const made = [...tries!.matchAll(/=(\d+)✗/g)].map(([, result]) => Number(result));
+        return Math.min(...made.flatMap((result) => needed.map((number) => Math.abs(result - number))));
+      });
+      expect(distances.length).toBeGreaterThan(150);
+      expect(Math.min(...distances)).toBe(1);
+      expect(distances.filter((distance) => distance <= 10)).toHaveLength(distances.length);
+    });
+
     it("solve no held-out or published puzzle", () => {
       const solved = [...backward.matchAll(/(\d+) (\d+): [^:]*: [^:]*?(\d+)[-+*/](\d+)=\d+✓/g)];
       expect(solved.length).toBeGreaterThan(200);
