@@ -35,7 +35,7 @@ const QUICK: FreshRunConfig = {
     optimizer: OPTIMIZER_DEFAULTS,
   },
   rl: {
-    steps: 80,
+    steps: 74,
     prompts: 32,
     samples: 8,
     maxNewTokens: 240,
