@@ -120,10 +120,10 @@ class Emitter extends NodeWriter {
    * many: the runtime would make one operator of it and the product, which is a fifth slower (docs/LOG.md). A third axis keeps it
    * from that.
    */
-  factor(x: Value, others: readonly number[]): string {
+  factor(x: Value, others: number): string {
     const source = x.shape.length === 2 && isPrimitive(x.node, "transpose") ? x.node.inputs[0]! : undefined;
-    const isOpen = [...x.shape, ...others].some((size) => this.isOpen(size));
-    if (source === undefined || isOpen || sizeOf(others) < MANY) return this.name(x);
+    const sizes = [...x.shape, others];
+    if (source === undefined || others < MANY || sizes.some((size) => this.isOpen(size))) return this.name(x);
     let name = this.#transposed.get(x);
     if (name === undefined) {
       const [columns, rows] = x.shape as readonly [number, number];
@@ -212,9 +212,8 @@ const LOWERINGS: { readonly [P in PrimitiveName]: Lowering<P> } = {
     emitter.node("CumSum", [x!, emitter.integers([axis])], outputs),
 
   matmul: (emitter, { inputs: [a, b] }, _, outputs) => {
-    // A matrix is multiplied by all rows at once, however many axes they have.
-    const rows = a!.shape.slice(b!.shape.length === 2 ? 0 : -2, -1);
-    const operands = [emitter.factor(a!, b!.shape.slice(-1)), emitter.factor(b!, rows)];
+    const [rows, columns] = [a!.shape.at(-2)!, b!.shape.at(-1)!];
+    const operands = [emitter.factor(a!, columns), emitter.factor(b!, rows)];
     emitter.node("MatMul", operands, outputs);
   },
 
