@@ -6,6 +6,7 @@
 
 import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
+import { mean } from "../../base/numbers.ts";
 import { shellWord } from "../../base/shell.ts";
 import type { RunResult, SampleRecord, StepMetrics } from "../../learn/runs/records.ts";
 import type { RunFacts } from "../../learn/train/training.ts";
@@ -83,7 +84,7 @@ function line(pieces: readonly Piece[], width: number): string {
 /** Mean of the newest values, to steady a number that jumps from batch to batch. */
 function recent(values: readonly number[], count = 5): number {
   const last = values.slice(-count);
-  return last.reduce((a, b) => a + b, 0) / last.length;
+  return mean(last);
 }
 
 const early = (values: readonly number[]): number => recent(values.slice(0, 5));

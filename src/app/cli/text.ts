@@ -1,6 +1,7 @@
 /** Text in a terminal: safe to print, measured in columns, and small pictures made of block characters. */
 
 import { stripVTControlCharacters } from "node:util";
+import { mean } from "../../base/numbers.ts";
 
 /**
  * Text of unknown origin, made safe to print: no escape sequences, control, formatting (right-to-left overrides, zero
@@ -89,7 +90,7 @@ export function sparkline(values: readonly number[], width: number): string {
       Math.floor((i * finite.length) / columns),
       Math.floor(((i + 1) * finite.length) / columns),
     );
-    return share.reduce((a, b) => a + b, 0) / share.length;
+    return mean(share);
   });
   const low = Math.min(...means);
   const range = Math.max(...means) - low;

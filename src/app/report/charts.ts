@@ -1,5 +1,6 @@
 /** Which curves the report draws, as plain data that the page's script turns into plots. */
 
+import { mean } from "../../base/numbers.ts";
 import type { RolloutMetrics, StepMetrics } from "../../learn/runs/records.ts";
 import { stageName } from "../format.ts";
 
@@ -41,7 +42,7 @@ export function smooth(values: readonly number[], window: number): number[] {
   const reach = Math.floor(window / 2);
   return values.map((_, i) => {
     const near = values.slice(Math.max(0, i - reach), i + reach + 1);
-    return near.reduce((a, b) => a + b, 0) / near.length;
+    return mean(near);
   });
 }
 

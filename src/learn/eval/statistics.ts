@@ -4,6 +4,7 @@
  */
 
 import { ConfigError } from "../../base/errors.ts";
+import { mean } from "../../base/numbers.ts";
 import type { EvalSummary } from "../runs/records.ts";
 
 /** The 97.5th percentile of the standard normal: two-sided 95 %. */
@@ -64,9 +65,9 @@ export function clusteredInterval(scores: readonly (readonly number[])[]): {
       });
     }
     samples += group.length;
-    return group.reduce((a, b) => a + b, 0) / group.length;
+    return mean(group);
   });
-  const p = means.reduce((a, b) => a + b, 0) / P;
+  const p = mean(means);
   const squaredError = P < 2 ? 0 : means.reduce((sum, m) => sum + (m - p) ** 2, 0) / (P - 1) / P;
   const effective = squaredError === 0 ? P : (p * (1 - p)) / squaredError;
   return { mean: p, interval: wilson(p, Math.min(samples, Math.max(P, effective))) };
@@ -148,19 +149,19 @@ export function summarize(
       got: `${outcomes.length} prompts`,
     });
   }
-  const { mean, interval } = clusteredInterval(
+  const { mean: pass1, interval } = clusteredInterval(
     outcomes.map((group) => group.map((o) => (o.correct ? 1 : 0))),
   );
   const ks = (options.ks ?? [1, 2, 4, 8, 16, 32, 64]).filter((k) => k <= samplesPerPrompt);
   const passK = Object.fromEntries(
     ks.map((k) => {
       const each = outcomes.map((group) => passAtK(group.length, group.filter((o) => o.correct).length, k));
-      return [String(k), each.reduce((a, b) => a + b, 0) / each.length];
+      return [String(k), mean(each)];
     }),
   );
   const all = outcomes.flat();
   return {
-    pass1: mean,
+    pass1,
     interval,
     count: outcomes.length,
     samplesPerPrompt,

@@ -12,7 +12,7 @@ const SPREAD_EPSILON = 1e-4;
 /** Sample standard deviation, n − 1 in the denominator, as TRL and verl take it (the papers do not say). */
 function spread(values: readonly number[]): number {
   if (values.length < 2) return 0;
-  const center = values.reduce((a, b) => a + b, 0) / values.length;
+  const center = mean(values);
   return Math.sqrt(values.reduce((total, x) => total + (x - center) ** 2, 0) / (values.length - 1));
 }
 

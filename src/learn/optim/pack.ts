@@ -4,7 +4,7 @@
  */
 
 import { ShapeError } from "../../base/errors.ts";
-import { layOut, type PackedBatch, type TrainingSequence } from "./rows.ts";
+import { familiesOf, layOut, type PackedBatch, type TrainingSequence } from "./rows.ts";
 
 /**
  * Assigns sequences to rows: longest first, each to the fullest row with room (best-fit decreasing, as R1's
@@ -159,11 +159,7 @@ function bucketOf(
  * in the fullest row of its family with room, else in the fullest row with room for its prefix, too.
  */
 function sharedRows(sequences: readonly TrainingSequence[], rowLength: number): number[][] {
-  const families = new Map<number | TrainingSequence, number[]>();
-  for (const [i, sequence] of sequences.entries()) {
-    const key = sequence.prefix?.key ?? sequence;
-    families.set(key, [...(families.get(key) ?? []), i]);
-  }
+  const families = familiesOf([...sequences.keys()], (i) => sequences[i]!);
   const prefixOf = (i: number): number => sequences[i]!.prefix?.length ?? 0;
   const ownOf = (i: number): number => sequences[i]!.ids.length - prefixOf(i);
   const total = (family: readonly number[]): number =>
@@ -177,7 +173,7 @@ function sharedRows(sequences: readonly TrainingSequence[], rowLength: number): 
     row.room -= length;
     return row;
   };
-  for (const family of [...families.values()].sort((a, b) => total(b) - total(a) || a[0]! - b[0]!)) {
+  for (const family of families.sort((a, b) => total(b) - total(a) || a[0]! - b[0]!)) {
     const held = new Set<{ indices: number[]; room: number }>();
     for (const i of [...family].sort((a, b) => ownOf(b) - ownOf(a) || a - b)) {
       const whole = prefixOf(i) + ownOf(i);

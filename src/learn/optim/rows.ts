@@ -35,6 +35,19 @@ export interface PackedBatch {
   readonly tokens: number;
 }
 
+/** Sequences, or what stands for them, by the prefix that they share, each without one by itself; all in their order. */
+export function familiesOf<T>(members: readonly T[], sequenceOf: (member: T) => TrainingSequence): T[][] {
+  const families = new Map<number | TrainingSequence, T[]>();
+  for (const member of members) {
+    const sequence = sequenceOf(member);
+    const key = sequence.prefix?.key ?? sequence;
+    const family = families.get(key);
+    if (family === undefined) families.set(key, [member]);
+    else family.push(member);
+  }
+  return [...families.values()];
+}
+
 /** Tokens of a sequence that lie side by side in a row, as a segment of their own. */
 interface Piece {
   readonly sequence: TrainingSequence;
@@ -53,13 +66,8 @@ function piecesOf(row: readonly TrainingSequence[], shared: boolean): Piece[] {
       return { sequence, from: 0, to: sequence.ids.length, segment, prefix: segment };
     });
   }
-  const families = new Map<number | TrainingSequence, TrainingSequence[]>();
-  for (const sequence of row) {
-    const key = sequence.prefix?.key ?? sequence;
-    families.set(key, [...(families.get(key) ?? []), sequence]);
-  }
-  return [...families.values()].flatMap((family) => {
-    const [first] = family as [TrainingSequence];
+  return familiesOf(row, (sequence) => sequence).flatMap((family) => {
+    const first = family[0]!;
     const length = first.prefix?.length ?? 0;
     const prefix = segment + 1;
     const own = (sequence: TrainingSequence): Piece => {

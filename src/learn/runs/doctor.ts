@@ -3,6 +3,7 @@
  * what evidence, and what to change. Every rule is a row of one table, with its thresholds named above it.
  */
 
+import { mean } from "../../base/numbers.ts";
 import { readAnswer } from "../tasks/answer.ts";
 import { describe } from "../tasks/task.ts";
 import { type RunFailure, remedyOf } from "./failure.ts";
@@ -73,10 +74,6 @@ interface Chart {
   readonly samples: readonly SampleRecord[];
   /** Whether a prompt or completion of the run has an answer tag: then answers are read from between tags. */
   readonly tagged: boolean;
-}
-
-function mean(values: readonly number[]): number {
-  return values.reduce((a, b) => a + b, 0) / values.length;
 }
 
 /** Upper median; robust against a single spike. */

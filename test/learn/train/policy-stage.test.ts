@@ -63,6 +63,9 @@ beforeAll(async () => {
 });
 afterAll(() => runtime.dispose());
 
+/** What every step is given. */
+const GIVEN = { tokenizer, task: letters, sizes, rows: { rowLengths: [16, 32] }, seed: 3 };
+
 /** One step of a fresh model whose weights are named by the seed. */
 async function oneStep(change: Partial<PolicyStageConfig>, options: Partial<PolicyStepOptions<number>> = {}) {
   const trainer = Trainer.create(runtime, model, initializeLlama(model, 1), { matrices: "adamw" });
@@ -71,17 +74,7 @@ async function oneStep(change: Partial<PolicyStageConfig>, options: Partial<Poli
   engine.adopt(trainer.weights());
   const stage = { ...plain, ...change };
   const outcome = await policyStep({
-    ...{
-      trainer,
-      engine,
-      tokenizer,
-      task: letters,
-      stage,
-      sizes,
-      rows: { rowLengths: [16, 32] },
-      seed: 3,
-      step: 6,
-    },
+    ...{ ...GIVEN, trainer, engine, stage, step: 6 },
     ...options,
   });
   const after = trainer.snapshot();
@@ -199,16 +192,7 @@ describe("a step of reinforcement learning", () => {
         rates: { adamW: 0.01, muon: 0 },
         schedule: { warmup: 0, decay: 0, final: 1 },
       };
-      const shape = {
-        trainer,
-        engine,
-        tokenizer,
-        task: letters,
-        stage,
-        sizes,
-        rows: { rowLengths: [16, 32] },
-      };
-      const { rl } = await policyStep({ ...shape, seed: 3, step });
+      const { rl } = await policyStep({ ...GIVEN, trainer, engine, stage, step });
       rewards.push(rl.reward.mean);
     }
     expect(rewards.at(-1)!).toBeGreaterThan(3 * rewards[0]! + 1);
