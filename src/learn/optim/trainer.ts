@@ -7,6 +7,7 @@
  */
 
 import { ConfigError, NumericError } from "../../base/errors.ts";
+import { mean } from "../../base/numbers.ts";
 import { grad } from "../../compute/grad/reverse.ts";
 import type { Value } from "../../compute/graph/ir.ts";
 import { add, full, mul, scalar, sum } from "../../compute/graph/primitives.ts";
@@ -397,9 +398,9 @@ export class Trainer {
     }) as Floats;
     for (const [name, value] of Object.entries(scalars)) inputs[name]!.data[0] = value;
     for (const [name, load] of Object.entries(loads)) {
-      const mean = load.reduce((a, b) => a + b, 0) / load.length;
+      const even = mean(load);
       const moves = inputs[MOVE + name]!.data;
-      for (const [e, n] of load.entries()) moves[e] = this.auxiliary.correctionRate * Math.sign(mean - n);
+      for (const [e, n] of load.entries()) moves[e] = this.auxiliary.correctionRate * Math.sign(even - n);
     }
     const outputs = this.#tensors("apply", "out", scalarSpecs(["norm", "total"])) as Floats;
     const { program } = await this.#programs.get(`apply:${waiting.length}`, () => ({

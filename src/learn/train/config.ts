@@ -82,8 +82,6 @@ const PolicyStage = z.strictObject({
   ratioCap: positive.optional(),
   /** Weight of the KL term; 0 trains without a reference. */
   klBeta: nonNegative,
-  /** The reference is asked about one batch in so many, which then weighs as much as all of them. @default 1 */
-  klEvery: count.optional(),
   /** Steps after which the reference becomes the policy. */
   referenceEvery: count,
   /** Mini-batches a rollout is split into, one update each. */
@@ -91,6 +89,11 @@ const PolicyStage = z.strictObject({
   /** How often each mini-batch is trained on. */
   epochs: count,
   entropyBonus: nonNegative,
+  /**
+   * Samples with a smaller advantage than this are trained on as much more rarely as it is smaller, one time in four at least, and weigh
+   * as much more then. Absent: all are trained on.
+   */
+  thinBelow: positive.optional(),
   /** How often a group of equal rewards may be replaced by a new prompt's; 0 is never. */
   resampleAttempts: countOrNone,
   /** What happens to completions cut at the limit: nothing, no loss, or a soft punishment before the limit. */

@@ -1,5 +1,6 @@
 /** What a step's record says of its experts. */
 
+import { mean } from "../../base/numbers.ts";
 import type { ExpertLoads } from "../optim/trainer.ts";
 import type { ExpertMetrics } from "../runs/records.ts";
 
@@ -18,11 +19,11 @@ export function expertMetrics(updates: readonly ExpertLoads[]): ExpertMetrics | 
   const layers = Object.values(total);
   if (layers.length === 0) return undefined;
   const violations = layers.map((load) => {
-    const mean = load.reduce((a, b) => a + b, 0) / load.length;
-    return mean === 0 ? 0 : Math.max(...load) / mean - 1;
+    const even = mean(load);
+    return even === 0 ? 0 : Math.max(...load) / even - 1;
   });
   return {
-    violation: violations.reduce((a, b) => a + b, 0) / violations.length,
+    violation: mean(violations),
     violations,
     idle: layers.reduce((sum, load) => sum + load.filter((n) => n === 0).length, 0),
   };

@@ -10,7 +10,14 @@ import type { Group, Sample } from "./rollout.ts";
 /** What the normalisation and the loss depend on. */
 export type PolicyObjective = Pick<
   PolicyStageConfig,
-  "loss" | "scaling" | "maxNewTokens" | "overlong" | "klBeta" | "entropyBonus" | "updatesPerRollout"
+  | "loss"
+  | "scaling"
+  | "maxNewTokens"
+  | "overlong"
+  | "klBeta"
+  | "entropyBonus"
+  | "updatesPerRollout"
+  | "thinBelow"
 >;
 
 interface Scored {
@@ -21,10 +28,25 @@ interface Scored {
   readonly advantage: number;
 }
 
+/** Of samples whose advantage is far below `thinBelow`, at least one in so many is trained on: KL and entropy speak of it, too. */
+const SELDOMEST = 4;
+
+/** Every item with a probability of its own, in as even a spread as they have: about as many as the probabilities add up to. */
+function drawEach<T>(items: readonly T[], probability: (item: T) => number, random: Random): T[] {
+  let total = random.uniform();
+  return items.filter((item) => {
+    const before = Math.floor(total);
+    total += probability(item);
+    return Math.floor(total) > before;
+  });
+}
+
 /**
- * Splits the samples of a rollout into mini-batches, one update each, and makes training sequences of them. A sample that no gradient flows through, because its
- * advantage is 0 and neither KL nor entropy speaks of it, is left out of the sequences; it counts in the normalisation as
- * if it were there. Samples that every reward skipped count for nothing.
+ * Splits the samples of a rollout into mini-batches, one update each, and makes training sequences of them. A sample that no gradient
+ * flows through, because its advantage is 0 and neither KL nor entropy speaks of it, is left out of the sequences; it counts in the
+ * normalisation as if it were there. Samples that every reward skipped count for nothing. With `thinBelow` a sample of an advantage a is
+ * trained on with the probability |a| / thinBelow, and weighs as much more as it is rarer: the same gradient on average, most of it from
+ * samples that say most.
  */
 export function miniBatches<Row>(
   groups: readonly Group<Row>[],
@@ -32,6 +54,9 @@ export function miniBatches<Row>(
   random: Random,
 ): TrainingSequence[][] {
   const { updatesPerRollout: updates, klBeta, entropyBonus, overlong, loss, maxNewTokens } = objective;
+  const { thinBelow = 0 } = objective;
+  const chance = ({ advantage }: Scored): number =>
+    thinBelow === 0 ? 1 : Math.min(1, Math.max(Math.abs(advantage) / thinBelow, 1 / SELDOMEST));
   const table = advantages(
     groups.map(({ samples }) => samples.map(({ reward }) => reward)),
     objective.scaling,
@@ -48,10 +73,12 @@ export function miniBatches<Row>(
       overlong === "mask" && sample.judged.truncated ? 0 : sample.ids.length,
     );
     const weights = lossWeights(loss, lengths, maxNewTokens);
-    return part
+    const learnt = part
       .map((one, i) => ({ one, weight: weights[i]! }))
-      .filter(({ one, weight }) => weight > 0 && (one.advantage !== 0 || klBeta > 0 || entropyBonus > 0))
-      .map(({ one, weight }) => policySequence(one, weight));
+      .filter(({ one, weight }) => weight > 0 && (one.advantage !== 0 || klBeta > 0 || entropyBonus > 0));
+    return drawEach(learnt, ({ one }) => chance(one), random).map(({ one, weight }) =>
+      policySequence(one, weight / chance(one)),
+    );
   });
 }
 

@@ -1,7 +1,7 @@
 /** One step of reinforcement learning: a rollout, then one or more updates of the policy on it. */
 
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
-import { type HostArray, hostArray } from "../../compute/tensor/host.ts";
+import { hostArray } from "../../compute/tensor/host.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import type { Engine } from "../../model/engine/engine.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
@@ -69,37 +69,17 @@ export function rolloutFlops(sizes: CostSizes, groups: readonly Group<unknown>[]
   return total;
 }
 
-/** A batch with what the reference gives its tokens, and β for it: 0 where the reference is not asked. */
-interface ScoredBatch {
-  readonly batch: PackedBatch;
-  readonly klBeta: number;
-}
-
-/**
- * Adds the log-probabilities that a reference gives as one more per-token input, to one batch in `every`, which then weighs as much as
- * so many: to score is a forward pass, a quarter of a step, and the gradient stays the same on average over steps, since each begins
- * with another batch. A batch that is left out is given the sampler's own log-probabilities and β = 0.
- */
+/** Adds the log-probabilities that a reference gives as one more per-token input. */
 async function withReference(
   batches: readonly PackedBatch[],
   { scorer, weights }: Reference,
-  {
-    temperature,
-    klBeta,
-    first,
-    every,
-  }: Readonly<Record<"temperature" | "klBeta" | "first" | "every", number>>,
-): Promise<ScoredBatch[]> {
-  const result: ScoredBatch[] = [];
-  for (const [index, batch] of batches.entries()) {
-    const asked = (first + index) % every === 0;
-    const referenceLogp: HostArray<"f32"> = asked
-      ? hostArray("f32", batch.ids.shape, await scorer.score(weights, batch, temperature))
-      : batch.extra["sampledLogp"]!;
-    result.push({
-      batch: { ...batch, extra: { ...batch.extra, referenceLogp } },
-      klBeta: asked ? klBeta * every : 0,
-    });
+  temperature: number,
+): Promise<PackedBatch[]> {
+  const result: PackedBatch[] = [];
+  for (const batch of batches) {
+    const logp = await scorer.score(weights, batch, temperature);
+    const referenceLogp = hostArray("f32", batch.ids.shape, logp);
+    result.push({ ...batch, extra: { ...batch.extra, referenceLogp } });
   }
   return result;
 }
@@ -142,31 +122,19 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
     clipLow: stage.clipLow,
     clipHigh: stage.clipHigh,
     entropyBonus: stage.entropyBonus,
+    klBeta: stage.klBeta,
     ...(stage.ratioCap === undefined ? {} : { ratioCap: stage.ratioCap }),
   };
   const total: Statistics = { loss: 0, sums: {}, maxima: {} };
   let norms = 0;
   const loads: ExpertLoads[] = [];
   let trained = 0;
-  /** Tokens that a reference gave probabilities to, and of them those of completions, whose KL is in the sums. */
-  let [scored, compared] = [0, 0];
-  let batchesBefore = step;
   for (const batches of updates) {
-    const asking = { temperature, klBeta: stage.klBeta, first: batchesBefore, every: stage.klEvery ?? 1 };
-    const parts =
-      reference === undefined
-        ? batches.map((batch) => ({ batch, klBeta: 0 }))
-        : await withReference(batches, reference, asking);
-    for (const { batch, klBeta } of parts) scored += klBeta > 0 ? batch.tokens : 0;
-    batchesBefore += batches.length;
+    const parts = reference === undefined ? batches : await withReference(batches, reference, temperature);
     for (let epoch = 0; epoch < stage.epochs; epoch++) {
-      for (const { batch, klBeta } of parts) {
-        const { sums, ...rest } = await trainer.accumulate(loss, batch, { ...scalars, klBeta });
-        const { kl, ...others } = sums;
-        const measured = klBeta > 0 && kl !== undefined;
-        addStatistics(total, { ...rest, sums: measured ? { ...others, kl } : others });
+      for (const batch of parts) {
+        addStatistics(total, await trainer.accumulate(loss, batch, scalars));
         trained += batch.tokens;
-        if (measured) compared += sums["tokens"]!;
       }
       const applied = await trainer.apply(rates);
       norms += applied.gradientNorm;
@@ -176,8 +144,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
   const taken = updates.length * stage.epochs;
   const segments = updates.flat().flatMap(segmentLengths);
   const trainOnce = trainingFlops(sizes, segments, trainer.adapted);
-  const scoring =
-    scored === 0 ? 0 : ((scored / trained) * stage.epochs * trainingFlops(sizes, segments)) / FORWARDS;
+  const scoring = reference === undefined ? 0 : trainingFlops(sizes, segments) / FORWARDS;
   const trainFlops = trainOnce * stage.epochs + scoring;
   const experts = expertMetrics(loads);
   const done = performance.now();
@@ -195,7 +162,7 @@ export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<
       drawn: rollout.drawn,
       resampled: rollout.drawn.length - rollout.groups.length,
       statistics: total,
-      ...(reference === undefined ? {} : { compared, referenceAge: reference.age }),
+      ...(reference === undefined ? {} : { referenceAge: reference.age }),
     }),
     ...(experts === undefined ? {} : { experts }),
     drawn: rollout.drawn,

@@ -19,8 +19,6 @@ export interface RolloutFacts {
   readonly resampled: number;
   /** Sums over the tokens that went through the backward pass; of none, where all groups were equal. */
   readonly statistics: Statistics;
-  /** Of the tokens of `statistics`, those that were compared with a reference. @default all */
-  readonly compared?: number;
   readonly referenceAge?: number;
 }
 
@@ -42,7 +40,7 @@ export function rolloutMetrics(facts: RolloutFacts): RolloutMetrics {
   const logps = samples.flatMap(({ logp }) => logp);
   const { sums, maxima } = statistics;
   const trained = sums["tokens"] ?? 0;
-  const share = (name: string, of = trained): number => (of === 0 ? 0 : (sums[name] ?? 0) / of);
+  const share = (name: string): number => (trained === 0 ? 0 : (sums[name] ?? 0) / trained);
   return {
     reward: known.length === 0 ? { mean: 0, std: 0 } : spread(known),
     rewards: Object.fromEntries(perName.map(([name, values]) => [name, spread(values)])),
@@ -57,7 +55,7 @@ export function rolloutMetrics(facts: RolloutFacts): RolloutMetrics {
     },
     truncatedFraction: cut.length / samples.length,
     entropy: -mean(logps),
-    ...(sums["kl"] === undefined ? {} : { kl: share("kl", facts.compared) }),
+    ...(sums["kl"] === undefined ? {} : { kl: share("kl") }),
     ...(referenceAge === undefined ? {} : { referenceAge }),
     clipLow: share("clipLow"),
     clipHigh: share("clipHigh"),

@@ -90,6 +90,54 @@ describe("training sequences of a rollout", () => {
     }
   });
 
+  describe("with a bound below which advantages are thinned", () => {
+    // Seven of eight right: 1/8 seven times and -7/8; all right; four of eight.
+    const right = (n: number): MadeSample[] =>
+      Array.from({ length: 8 }, (_, i) => ({ reward: i < n ? 1 : 0, length: i + 1 }));
+    const groups = rows(right(7), right(8), right(4));
+    const thinned = { ...OBJECTIVE, klBeta: 0.01, thinBelow: 0.5 };
+    const whole = miniBatches(groups, { ...OBJECTIVE, klBeta: 0.01 }, random())[0]!;
+    const chanceOf = (advantage: number): number => (Math.abs(advantage) < 0.5 ? 1 / 4 : 1);
+
+    it("train on each as often as its advantage is of the bound, at least one time in four, and weigh it as much more", () => {
+      const draws = 2000;
+      const seen = new Map<string, number>();
+      const nameOf = ({ ids, prefix }: TrainingSequence): string => `${prefix!.key}:${ids.length}`;
+      for (let seed = 0; seed < draws; seed++) {
+        const [part] = miniBatches(groups, thinned, new Random(seed));
+        // 7/4 + 1, 8/4 and 8.
+        expect([12, 13]).toContain(part!.length);
+        for (const one of part!) {
+          seen.set(nameOf(one), (seen.get(nameOf(one)) ?? 0) + 1);
+          const { weight, advantage } = gist(one);
+          const same = gist(whole.find((other) => nameOf(other) === nameOf(one))!);
+          expect(advantage).toBe(same.advantage);
+          expect(weight).toBe(same.weight / chanceOf(advantage));
+        }
+      }
+      expect(whole).toHaveLength(24);
+      for (const one of whole) {
+        const chance = chanceOf(gist(one).advantage);
+        expect(Math.abs(seen.get(nameOf(one))! / draws - chance), nameOf(one)).toBeLessThan(0.04);
+      }
+    });
+
+    it("keep a share between a quarter and all", () => {
+      // 2 of 8 right: 3/4 and, six times, -1/4, half of the bound.
+      const counts = Array.from({ length: 50 }, (_, seed) => {
+        const [part] = miniBatches(rows(right(2)), thinned, new Random(seed));
+        expect(new Set(part!.map((one) => gist(one).weight * gist(one).length * 8))).toEqual(new Set([1, 2]));
+        return part!.length;
+      });
+      expect(new Set(counts)).toEqual(new Set([5]));
+    });
+
+    it("leave out what nothing speaks of", () => {
+      const parts = miniBatches(rows(right(8)), { ...thinned, klBeta: 0 }, random());
+      expect(parts).toEqual([[]]);
+    });
+  });
+
   it("mask truncated samples, which still count in the mean over samples", () => {
     const groups = rows([
       { reward: 1, length: 2 },

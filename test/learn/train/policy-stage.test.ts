@@ -44,15 +44,7 @@ const sizes = {
 };
 const plain: PolicyStageConfig = {
   ...TINY.rl,
-  ...{
-    prompts: 4,
-    samples: 4,
-    maxNewTokens: 10,
-    klBeta: 0,
-    klEvery: 1,
-    updatesPerRollout: 1,
-    resampleAttempts: 0,
-  },
+  ...{ prompts: 4, samples: 4, maxNewTokens: 10, klBeta: 0, updatesPerRollout: 1, resampleAttempts: 0 },
 };
 
 type Snapshot = ReturnType<Trainer["snapshot"]>;
@@ -141,22 +133,15 @@ describe("a step of reinforcement learning", () => {
     expect(other.after).not.toEqual(same.after);
   });
 
-  it("asks the reference about one batch in so many, which weighs as much as all", async () => {
-    const whole = { batchTokens: 4096 };
-    const asked = await oneStep({ ...whole, klBeta: 0.1, klEvery: 2 }, { reference: reference(2) });
-    const twice = await oneStep({ ...whole, klBeta: 0.2 }, { reference: reference(2) });
-    expect(asked.after).toEqual(twice.after);
-    expect(asked.outcome.rl.kl).toBe(twice.outcome.rl.kl);
-    expect(asked.outcome.flops).toBe(twice.outcome.flops);
-    const passed = await oneStep({ ...whole, klBeta: 0.1, klEvery: 4 }, { reference: reference(2) });
-    const none = await oneStep(whole);
-    expectSameMoments(passed.after, none.after);
-    expect(passed.outcome.rl.kl).toBeUndefined();
-    // Of several batches some are asked about.
-    const some = await oneStep({ batchTokens: 64, klBeta: 0.1, klEvery: 2 }, { reference: reference(2) });
-    expect(some.outcome.flops).toBeGreaterThan(passed.outcome.flops);
-    expect(some.outcome.flops).toBeLessThan(twice.outcome.flops);
+  it("trains on fewer samples of the same rollout with a bound for advantages", async () => {
+    const all = await oneStep({ klBeta: 0.1 }, { reference: reference(2) });
+    const some = await oneStep({ klBeta: 0.1, thinBelow: 10 }, { reference: reference(2) });
+    expect(some.outcome.rl.reward).toEqual(all.outcome.rl.reward);
+    // No advantage here is above a quarter of 10: one sample in four.
+    expect(some.outcome.tokens.train).toBeLessThan(all.outcome.tokens.train / 2);
+    expect(some.outcome.tokens.train).toBeGreaterThan(0);
     expect(some.outcome.rl.kl).toBeGreaterThan(1e-4);
+    expect(some.updates).toBe(1);
   });
 
   it.each(POLICY_LOSSES)("learns the same by %s where a row holds a prompt once", async (loss) => {

@@ -265,6 +265,11 @@ function checkedDrill(entries: readonly string[], target: Range, random: Random)
 
 const OPERATORS = ["+", "-", "*", "/"] as const;
 
+function three(range: Range, random: Random): [number[], [Term, Term, Term]] {
+  const numbers = Array.from({ length: 3 }, () => within(range, random));
+  return [numbers, numbers.map(termOf) as [Term, Term, Term]];
+}
+
 /** The line that ends a thought backward, each operator as often the last: among puzzles some are rare, and were written wrongly. */
 function lastLine(
   random: Random,
@@ -273,8 +278,7 @@ function lastLine(
 ): string {
   const operator = random.pick(OPERATORS);
   for (;;) {
-    const numbers = Array.from({ length: 3 }, () => within(range, random));
-    const [kept, a, b] = numbers.map(termOf) as [Term, Term, Term];
+    const [numbers, [kept, a, b]] = three(range, random);
     const { term } = random.pick(stepsOf(a, b, largest));
     if (term === undefined) continue;
     const last = stepsOf(term, kept, largest).find((step) => step.operator === operator)?.term;
@@ -299,8 +303,7 @@ function nearMiss(
   largest: number,
 ): string {
   for (;;) {
-    const numbers = Array.from({ length: 3 }, () => within(range, random));
-    const [kept, a, b] = numbers.map(termOf) as [Term, Term, Term];
+    const [numbers, [kept, a, b]] = three(range, random);
     const made = random.pick(stepsOf(a, b, largest)).term?.value;
     if (made === undefined) continue;
     const needed = made + random.pick(NEARLY) * random.pick([-1, 1]);
