@@ -76,7 +76,7 @@ const QUICK: FreshRunConfig = {
   checkpointEvery: 25,
   samplesPerStep: 4,
   // Without checked drills some seeds' bases say yes to one wrong result in twenty, and reinforcement does not mend it.
-  countdown: { game: "quick", formatWeight: 0.1, explore: { checked: 0.25, stopAfterMiss: 0.19 } },
+  countdown: { game: "quick", formatWeight: 0.1, explore: { checked: 0.25 } },
 };
 
 const R1: FreshRunConfig = {

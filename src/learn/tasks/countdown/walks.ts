@@ -35,9 +35,8 @@ export const MISS = "✗";
 
 export interface Term {
   readonly value: number;
+  /** How it is made, as an answer writes it. */
   readonly text: string;
-  /** 0: a number, 1: product or quotient, 2: sum or difference. */
-  readonly level: 0 | 1 | 2;
 }
 
 interface Step {
@@ -47,22 +46,20 @@ interface Step {
   readonly term: Term | undefined;
 }
 
-const bracket = ({ text, level }: Term, most: number): string => (level > most ? `(${text})` : text);
-
 /** What joins two terms, the larger first, in the order + − × ÷. */
 function joinsOf(x: Term, y: Term, largest: number): Step[] {
   const [a, b] = x.value >= y.value ? [x, y] : [y, x];
-  const join = (operator: string, value: number, level: 1 | 2, left: string, right: string): Step => {
+  const join = (operator: string, value: number): Step => {
     const step = `${a.value}${operator}${b.value}`;
     return Number.isInteger(value) && value <= largest
-      ? { operator, line: `${step}=${value}`, term: { value, text: `${left}${operator}${right}`, level } }
+      ? { operator, line: `${step}=${value}`, term: { value, text: `${a.text}${operator}${b.text}` } }
       : { operator, line: step, term: undefined };
   };
   return [
-    join("+", a.value + b.value, 2, a.text, b.text),
-    join("-", a.value - b.value, 2, a.text, bracket(b, 1)),
-    join("*", a.value * b.value, 1, bracket(a, 1), bracket(b, 1)),
-    join("/", a.value / b.value, 1, bracket(a, 1), bracket(b, 0)),
+    join("+", a.value + b.value),
+    join("-", a.value - b.value),
+    join("*", a.value * b.value),
+    join("/", a.value / b.value),
   ];
 }
 
@@ -72,7 +69,7 @@ export function stepsOf(x: Term, y: Term, largest: number): Step[] {
 }
 
 /** A number as it is given. */
-export const termOf = (value: number): Term => ({ value, text: `${value}`, level: 0 });
+export const termOf = (value: number): Term => ({ value, text: `${value}` });
 
 /** One way to use all numbers, or a step that fails. */
 export interface Try {
@@ -106,6 +103,9 @@ const pairsOf = (terms: readonly Term[]): [Term, Term, Term[]][] =>
     terms.slice(i + 1).map((b): [Term, Term, Term[]] => [a, b, terms.filter((c) => c !== a && c !== b)]),
   );
 
+/** In brackets whatever goes around it: an answer then copies what its thought says, and needs no rules of its own. */
+const bracketed = ({ value, text }: Term): Term => ({ value, text: `(${text})` });
+
 /** Depth first: pairs in the order of the numbers, operators in the order + − × ÷. */
 function* forward(
   { terms, target }: Game,
@@ -119,7 +119,7 @@ function* forward(
       if (!keep()) continue;
       if (term === undefined) yield { start, last: line };
       else if (rest.length > 0)
-        yield* forward({ terms: [...rest, term], target }, largest, keep, [...path, line]);
+        yield* forward({ terms: [...rest, bracketed(term)], target }, largest, keep, [...path, line]);
       else yield { start, last: line, made: { expression: term.text, value: term.value } };
     }
   }
@@ -140,9 +140,6 @@ export function needsOf(kept: number, target: number, largest: number): string {
   ];
   return `${kept} ${target}: ${needs.join("")}`;
 }
-
-/** In brackets whatever goes around it: an answer then copies what its thought says, and needs no rules of its own. */
-const bracketed = (term: Term): Term => ({ ...term, text: `(${term.text})`, level: 0 });
 
 /** The order in which two of many are joined: what makes small numbers first, where most solutions lie. */
 const JOINS = ["/", "-", "*", "+"] as const;

@@ -130,6 +130,19 @@ describe("a walk without gaps", () => {
   });
 });
 
+describe("an answer", () => {
+  it.each(["forward", "backward"] as const)(
+    "walking %s is in the brackets that its thought takes steps in",
+    (thoughts) => {
+      const answerOf = (numbers: number[], target: number) =>
+        /<answer>(.*)<\/answer>/.exec(demonstrate({ numbers, target }, { thoughts }).completion)?.[1];
+      expect(answerOf([20, 6, 33], 87)).toBe("(20*6)-33");
+      expect(answerOf([11, 6, 36], 66)).toBe("11*(36/6)");
+      expect(answerOf([40, 30], 70)).toBe("40+30");
+    },
+  );
+});
+
 describe("a walk from the target back", () => {
   const options = { thoughts: "backward" } as const;
   const completionOf = (numbers: number[], target: number) =>
