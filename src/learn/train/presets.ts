@@ -102,7 +102,7 @@ const LONG: FreshRunConfig = {
   ...R1,
   pretrain: { ...R1.pretrain, steps: 600, rows: 6, rowLength: 512 },
   sft: { ...R1.sft, steps: 5000, rows: 7, rowLength: 704 },
-  rl: { ...QUICK.rl, steps: 40, maxNewTokens: 704, rates: R1.rl.rates },
+  rl: { ...R1.rl, maxNewTokens: 704 },
   checkpointEvery: 50,
   countdown: { ...R1.countdown, game: "long" },
 };
