@@ -30,11 +30,11 @@ export interface RolloutMetrics {
   readonly truncatedFraction: number;
   /** Mean entropy of the policy over completion tokens, nats. */
   readonly entropy: number;
-  /** Mean k3 estimate of KL(policy ‖ reference), nats; absent without a reference. */
+  /** Mean k3 estimate of KL(policy ‖ reference) over the tokens trained on, of which `thinBelow` takes few from samples that say little; nats; absent without a reference. */
   readonly kl?: number;
   /** Steps since the reference model was last refreshed. */
   readonly referenceAge?: number;
-  /** Fractions of tokens whose ratio was clipped below and above. */
+  /** Fractions of tokens trained on whose ratio was clipped below and above. */
   readonly clipLow: number;
   readonly clipHigh: number;
   readonly ratio: { readonly mean: number; readonly max: number };
