@@ -83,10 +83,13 @@ async function preparePolicy(
     maxNewTokens: newTokens,
     loss: "dapo",
     scaling: "group",
+    // The other side has none of these either, and trains on every sample.
+    klBeta: 0,
+    thinBelow: 0,
     clipHigh: rl.clipLow,
     rates: { adamW: LEARNING_RATE, muon: LEARNING_RATE },
     schedule: { warmup: 0, decay: 0, final: 1 },
-    optimizer: { ...rl.optimizer, matrices: "adamw", beta2: 0.999 },
+    optimizer: { ...rl.optimizer, matrices: "adamw", beta2: 0.999, clipNorm: 1 },
   };
   const task: Task<undefined> = {
     name: "bench",

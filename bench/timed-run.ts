@@ -1,8 +1,8 @@
 /**
  * Runs that take a given time. Schedules count steps, so that a run can be repeated; a time becomes steps by measuring
  * some. A step on text always takes the same. A step of reinforcement learning does not: what a model writes, and how much
- * of it there is to train on, change while it learns. So the number of those is set at half time, while the rate does not
- * depend on it yet: the run that comes out is the one that had this number from its start.
+ * of it there is to train on, change while it learns. So the number of those is set after two fifths of it, while the rate does
+ * not depend on it yet: the run that comes out is the one that had this number from its start.
  */
 
 import { access, mkdtemp, rm } from "node:fs/promises";
@@ -21,7 +21,7 @@ import type { RunObserver, RunOutcome } from "../src/learn/train/training.ts";
 const PROBED = 24;
 const WARMUP = 4;
 /** Share of the time of reinforcement learning after which its steps are set, before a schedule's fall begins. */
-const SET_AT = 1 / 2;
+const SET_AT = 2 / 5;
 /** Share of the time, the newest, in which the pace is taken. */
 const PACE_OVER = 1 / 4;
 /** Steps of reinforcement learning of a run whose number is not set yet. */

@@ -61,7 +61,7 @@ describe("a timed run", () => {
     expect(await stagesOf("plain")).toEqual(stages);
   });
 
-  it("sets its steps at half time and says so", async () => {
+  it("sets its steps after two fifths of its time and says so", async () => {
     const said: number[] = [];
     // The first step takes longer than this, so that the second is the last.
     const options = { rlSeconds: 1e-6, onSteps: (steps: number) => said.push(steps) };

@@ -260,7 +260,7 @@ const rules: Readonly<Record<string, Rule>> = {
   "reference-old"({ last }) {
     const age = last.at(-1)?.rl.referenceAge;
     if (age === undefined || age < REFERENCE_AGE) return undefined;
-    // The reference may be asked in some steps only.
+    // A step that trained on nothing has no KL.
     const kl = meanOf(last, (rl) => rl.kl);
     return {
       level: "warning",

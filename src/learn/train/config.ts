@@ -90,10 +90,10 @@ const PolicyStage = z.strictObject({
   epochs: count,
   entropyBonus: nonNegative,
   /**
-   * Samples with a smaller advantage than this are trained on as much more rarely as it is smaller, one time in four at least, and weigh
-   * as much more then. Absent: all are trained on.
+   * A sample whose advantage, its sign left out, is below this is trained on with a probability of |advantage| / thinBelow, at least 1/4, and
+   * weighs as much more as that is rarer. 0 or absent: all are trained on.
    */
-  thinBelow: positive.optional(),
+  thinBelow: nonNegative.optional(),
   /** How often a group of equal rewards may be replaced by a new prompt's; 0 is never. */
   resampleAttempts: countOrNone,
   /** What happens to completions cut at the limit: nothing, no loss, or a soft punishment before the limit. */

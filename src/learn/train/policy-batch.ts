@@ -45,7 +45,7 @@ function drawEach<T>(items: readonly T[], probability: (item: T) => number, rand
  * Splits the samples of a rollout into mini-batches, one update each, and makes training sequences of them. A sample that no gradient
  * flows through, because its advantage is 0 and neither KL nor entropy speaks of it, is left out of the sequences; it counts in the
  * normalisation as if it were there. Samples that every reward skipped count for nothing. With `thinBelow` a sample of an advantage a is
- * trained on with the probability |a| / thinBelow, and weighs as much more as it is rarer: the same gradient on average, most of it from
+ * trained on with the probability |a| / thinBelow, 1/4 at least and 1 at most, and weighs as much more as it is rarer: the same gradient on average, most of it from
  * samples that say most.
  */
 export function miniBatches<Row>(

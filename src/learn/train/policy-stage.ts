@@ -85,7 +85,7 @@ async function withReference(
 }
 
 /**
- * One step. Where every group is equal there is nothing to learn and no update is taken.
+ * One step. Where every group is equal, and neither KL nor entropy speaks of it, no update is taken.
  * @throws NumericError when a loss or gradient is not finite; TaskError when a reward breaks its contract
  */
 export async function policyStep<Row>(options: PolicyStepOptions<Row>): Promise<PolicyStepOutcome<Row>> {

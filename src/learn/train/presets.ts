@@ -14,9 +14,8 @@ export interface Preset {
   readonly config: RunConfig;
 }
 
-/** R1-Zero on the quick game, but that all samples are trained on. */
-const RL: PolicyStageConfig = {
-  steps: 74,
+/** What reinforcement learning has in common: all samples are trained on. */
+const RL: Omit<PolicyStageConfig, "steps"> = {
   prompts: 32,
   samples: 8,
   maxNewTokens: 240,
@@ -67,7 +66,8 @@ const QUICK: FreshRunConfig = {
     steps: 80,
     // Training then takes half as long, for a fifth more noise.
     thinBelow: 0.5,
-    // Twice the usual norm: the KL term's tail, a token that the base finds likely and the policy hardly ever writes, makes ten times that.
+    // Twice the usual norm: the KL term's tail, a token that the base finds likely and the policy hardly ever writes, makes ten times that. Where
+    // completions are limited to fewer tokens norms are as much larger, and each step is held; AdamW makes up for what is the same in all.
     optimizer: { ...RL.optimizer, clipNorm: 0.02 },
   },
   // As DeepSeek samples when it measures (arXiv:2501.12948, section 3).

@@ -17,7 +17,7 @@ export interface RolloutFacts {
   readonly drawn: readonly Group<unknown>[];
   /** How many of them were replacements. */
   readonly resampled: number;
-  /** Sums over the tokens that went through the backward pass; of none, where all groups were equal. */
+  /** Sums over the tokens that went through the backward pass; of none, where nothing was trained on. */
   readonly statistics: Statistics;
   readonly referenceAge?: number;
 }

@@ -10,6 +10,6 @@ export const STREAMS = {
   prompt: 3,
   /** [step, prompt, attempt, sample]. */
   completion: 4,
-  /** [step]: which samples go into which mini-batch. */
+  /** [step]: which samples go into which mini-batch, and which of them are trained on. */
   order: 5,
 } as const;

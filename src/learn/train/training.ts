@@ -413,7 +413,7 @@ export class Training<Row> {
       const { rl } = config;
       const tokens =
         stage === "rl"
-          ? // Each sample is written and then trained on; thoughts are about half as long as they may be.
+          ? // At most: each sample is written and, unless it says little, trained on; thoughts are about half as long as they may be.
             rl.prompts * rl.samples * rl.maxNewTokens
           : config[stage].rows * config[stage].rowLength;
       left += (steps * tokens) / tokensPerSecond;

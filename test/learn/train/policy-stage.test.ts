@@ -44,7 +44,15 @@ const sizes = {
 };
 const plain: PolicyStageConfig = {
   ...TINY.rl,
-  ...{ prompts: 4, samples: 4, maxNewTokens: 10, klBeta: 0, updatesPerRollout: 1, resampleAttempts: 0 },
+  ...{
+    prompts: 4,
+    samples: 4,
+    maxNewTokens: 10,
+    klBeta: 0,
+    thinBelow: 0,
+    updatesPerRollout: 1,
+    resampleAttempts: 0,
+  },
 };
 
 type Snapshot = ReturnType<Trainer["snapshot"]>;

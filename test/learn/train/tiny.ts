@@ -7,7 +7,7 @@ import { PRESETS } from "../../../src/learn/train/presets.ts";
 
 const { config } = PRESETS.smoke;
 
-/** Both optimizers, a cold start, several updates a rollout, a reference that is refreshed, groups drawn again. */
+/** Both optimizers, a cold start, several updates a rollout, a reference that is refreshed, groups drawn again, samples left out. */
 export const TINY: RunConfig = parseRunConfig({
   ...config,
   threads: 1,
@@ -25,6 +25,7 @@ export const TINY: RunConfig = parseRunConfig({
     referenceEvery: 3,
     updatesPerRollout: 2,
     resampleAttempts: 1,
+    thinBelow: 0.05,
     optimizer: { ...config.rl.optimizer, matrices: "adamw" },
     batchTokens: 64,
   },

@@ -1,6 +1,6 @@
 /**
  * The two ways a thought may go through a game of Countdown, each value worked out in steps and checked. Results that
- * would be too large are not tried.
+ * would be too large are not tried, but as the first step backward from four numbers, where they fail.
  *
  * `forward` takes steps until all numbers are used, and checks what they made against the target: nothing but sums, and
  * much of it. Division always is tried, and fails without a result where that would not be whole: whether two numbers divide is decided
