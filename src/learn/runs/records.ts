@@ -30,7 +30,10 @@ export interface RolloutMetrics {
   readonly truncatedFraction: number;
   /** Mean entropy of the policy over completion tokens, nats. */
   readonly entropy: number;
-  /** Mean k3 estimate of KL(policy ‖ reference) over the tokens trained on, of which `thinBelow` takes few from samples that say little; nats; absent without a reference, and where nothing was trained on. */
+  /**
+   * Mean k3 estimate of KL(policy ‖ reference), nats, over the tokens trained on, of which `thinBelow` takes few from samples that say
+   * little; absent without a reference, and where nothing was trained on.
+   */
   readonly kl?: number;
   /** Steps since the reference model was last refreshed. */
   readonly referenceAge?: number;
