@@ -8,7 +8,7 @@ import { createLogUpdate } from "log-update";
 import picocolors from "picocolors";
 import { mean } from "../../base/numbers.ts";
 import { shellWord } from "../../base/shell.ts";
-import type { RunResult, SampleRecord, StepMetrics } from "../../learn/runs/records.ts";
+import { milestones, type RunResult, type SampleRecord, type StepMetrics } from "../../learn/runs/records.ts";
 import type { RunFacts } from "../../learn/train/training.ts";
 import { clock, compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
@@ -305,7 +305,7 @@ export interface Typed {
 
 /** The closing words of a run: what it was before and after, what it cost, what it thought, what to type next. */
 export function renderResult(result: RunResult, width: number, colors: Colors, typed: Typed = {}): string[] {
-  const { base, sft, final } = result;
+  const { base, final } = result;
   const { command = "pondera", runs } = typed;
   const row = (name: string, summary: RunResult["base"], paint: (text: string) => string) =>
     line(
@@ -340,11 +340,11 @@ export function renderResult(result: RunResult, width: number, colors: Colors, t
     "",
     ...paragraph(`${printable(result.task)}: ${summary}`, width).map(colors.bold),
     "",
-    row("before RL", base, colors.yellow),
-    ...(sft === undefined ? [] : [row("cold start", sft, colors.yellow)]),
-    row("after RL", final, colors.green),
+    ...milestones(result).map(({ name, summary }) =>
+      row(name, summary, summary === final ? colors.green : colors.yellow),
+    ),
     "",
-    ...paragraph(`Thoughts are ${times(grown)} as long as before. It took ${spent.join(" · ")}.`, width),
+    ...paragraph(`Thoughts are ${times(grown)} as long as the base's. It took ${spent.join(" · ")}.`, width),
     ...(result.solved.length === 0 ? [] : ["", line([{ text: "  Solved", paint: colors.bold }], width)]),
     ...result.solved.slice(0, 3).flatMap((sample) => ["", ...renderSample(sample, width, colors, 6)]),
     ...(result.firstBacktrack === undefined
@@ -418,7 +418,9 @@ export function createTrainingView(options: ViewOptions): TrainingView {
       state = { info, extra: {}, accuracy: [], length: [], loss: [] };
       if (log === undefined) {
         print([
-          `${info.name}: ${info.task}, ${info.preset}, seed ${info.seed}, ${compact(info.parameters)} parameters, ${info.machine}`,
+          printable(
+            `${info.name}: ${info.task}, ${info.preset}, seed ${info.seed}, ${compact(info.parameters)} parameters, ${info.machine}`,
+          ),
         ]);
       }
       draw();

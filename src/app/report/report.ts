@@ -13,7 +13,7 @@ import { CPU_HOUR } from "../../learn/cost/price.ts";
 import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/runs/doctor.ts";
 import { type RunView, readRun } from "../../learn/runs/read-run.ts";
-import type { EvalSummary, RunResult, SampleRecord } from "../../learn/runs/records.ts";
+import { type EvalSummary, milestones, type RunResult, type SampleRecord } from "../../learn/runs/records.ts";
 import { compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { type Chart, healthCharts, mainChart, SMOOTHING } from "./charts.ts";
@@ -50,9 +50,10 @@ export function intervalPicture(
 </svg>`;
 }
 
-function evalTable({ base, sft, final, sampling }: RunResult): Html {
+function evalTable(result: RunResult): Html {
+  const { final, sampling } = result;
   const ks = Object.keys(final.passK).filter((k) => k !== "1");
-  const row = (name: string, summary: EvalSummary, color: string) => html`<tr>
+  const row = ({ name, summary }: { name: string; summary: EvalSummary }, color: string) => html`<tr>
 <td>${name}</td><td>${percent(summary.pass1)}</td><td>${percent(summary.interval[0])} – ${percent(summary.interval[1])}</td>
 <td>${intervalPicture(summary, color)}</td>
 ${ks.map((k) => html`<td>${summary.passK[k] === undefined ? "" : percent(summary.passK[k])}</td>`)}
@@ -63,7 +64,7 @@ ${ks.map((k) => html`<td>${summary.passK[k] === undefined ? "" : percent(summary
       : [`${final.samplesPerPrompt} samples`, "intervals clustered by prompt"];
   return html`<div class="scroll"><table>
 <thead><tr><th></th><th>pass@1</th><th>95 % interval</th><th></th>${ks.map((k) => html`<th>pass@${k}</th>`)}<th>tokens</th><th>cut off</th></tr></thead>
-<tbody>${row("before RL", base, "--soft")}${sft !== undefined && row("after the cold start", sft, "--soft")}${row("after RL", final, "--accuracy")}</tbody></table></div>
+<tbody>${milestones(result).map((point) => row(point, point.summary === final ? "--accuracy" : "--soft"))}</tbody></table></div>
 <p class="soft">${count(final.count)} held-out prompts, ${samples} each${sampledAt(sampling)}; ${intervals}.</p>`;
 }
 
@@ -118,16 +119,22 @@ function headline(run: RunView, command: string): Html {
     return html`<p class="big">${run.status === "running" ? "Still learning" : "Unfinished"}</p>
 <p class="lead">${run.status === "running" ? "The run is under way," : "The run stopped"} ${where}. ${run.status === "stopped" && html`Go on with <code>${command} train --resume ${shellPath(run.path)}</code>.`}</p>`;
   }
-  const { base, final } = result;
-  const sure = final.interval[0] > base.interval[1];
-  const verdict = sure
-    ? "Reinforcement learning made it right more often"
-    : final.interval[1] < base.interval[0]
-      ? "Reinforcement learning made it worse"
-      : "The intervals overlap: no clear change";
+  const { base, sft, final } = result;
+  const points = milestones(result);
+  const earlier = points.slice(0, -1);
+  // What the cold start did is not reinforcement learning's doing.
+  const before = earlier.at(-1)!.summary;
+  const who = result.stages.some(({ stage }) => stage === "rl") ? "Reinforcement learning" : "Training";
+  const what = sft === undefined ? "" : " after the cold start";
+  const verdict =
+    final.interval[0] > before.interval[1]
+      ? `${who} made it right more often${what}`
+      : final.interval[1] < before.interval[0]
+        ? `${who} made it worse${what}`
+        : `The intervals before and after ${who.toLowerCase()} overlap: no clear change`;
   const longer = final.meanLength / base.meanLength;
-  return html`<p class="big"><span class="from">${percent(base.pass1)} →</span> <span class="to">${percent(final.pass1)}</span></p>
-<p class="lead">${verdict}, on ${count(final.count)} prompts it never saw. Its thoughts are ${times(longer)} as long as before.</p>`;
+  return html`<p class="big"><span class="from">${earlier.map(({ summary }) => `${percent(summary.pass1)} → `)}</span><span class="to">${percent(final.pass1)}</span></p>
+<p class="lead">${verdict}, on ${count(final.count)} prompts it never saw. Its thoughts are ${times(longer)} as long as the base's.</p>`;
 }
 
 /** The sample in which a run first went back after a failed check and was then right. */
@@ -173,7 +180,7 @@ export function renderReport(run: RunView, assets: Assets, options: ReportOption
   const main = mainChart(metrics);
   const health = healthCharts(metrics);
   const charts = [...(main === undefined ? [] : [main]), ...health];
-  const findings = diagnose(run);
+  const findings = diagnose(run, options.command);
   const versions = Object.entries(manifest.versions).map(([name, version]) => `${name} ${version}`);
   const body = html`<h1>${manifest.task} <span class="soft">· ${manifest.preset} · seed ${manifest.seed}${result !== undefined && ` · ${compact(result.parameters)} parameters`}</span></h1>
 ${headline(run, options.command ?? "pondera")}

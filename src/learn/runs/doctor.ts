@@ -4,6 +4,7 @@
  */
 
 import { mean } from "../../base/numbers.ts";
+import { shellPath } from "../../base/shell.ts";
 import { readAnswer } from "../tasks/answer.ts";
 import { describe } from "../tasks/task.ts";
 import { type RunFailure, remedyOf } from "./failure.ts";
@@ -46,7 +47,7 @@ export const ENTROPY_FALL = 0.1;
 export const ENTROPY_EXCUSED = 0.8;
 /** Mean KL to the reference, nats per token. R1's β of 0.001 makes 1 nat cost a thousandth of a reward. */
 export const KL = { warning: 1, problem: 5 };
-/** Gradient norm now over its median before. */
+/** Median gradient norm now, over the newest half of a stage's steps at most, to its median before. */
 export const GRADIENT_GROWTH = { warning: 5, problem: 20 };
 /** R1 refreshes its reference every 400 steps. */
 export const REFERENCE_AGE = 400;
@@ -74,6 +75,8 @@ interface Chart {
   readonly samples: readonly SampleRecord[];
   /** Whether a prompt or completion of the run has an answer tag: then answers are read from between tags. */
   readonly tagged: boolean;
+  /** Whether prompts whose samples were all rewarded alike are drawn anew already. */
+  readonly redraws: boolean;
 }
 
 /** Upper median; robust against a single spike. */
@@ -165,11 +168,11 @@ const rules: Readonly<Record<string, Rule>> = {
         : "Answers practically never parse, so being right cannot be rewarded.",
       evidence: found.evidence + newest(chart.samples),
       remedy:
-        "Show the format in the prompt, pre-train or cold-start on text in that format, allow more new tokens, and look at samples.jsonl for what is written instead.",
+        "Show the format in the prompt, pre-train or cold-start on text in that format, allow more new tokens (rl.maxNewTokens), and look at samples.jsonl for what is written instead.",
     };
   },
 
-  "equal-rewards"({ last, samples }) {
+  "equal-rewards"({ last, samples, redraws }) {
     const equal = meanOf(last, (rl) => rl.equalGroups)!;
     const pass1 = meanOf(last, (rl) => rl.pass1)!;
     const found = level(equal, EQUAL_GROUPS);
@@ -190,15 +193,14 @@ const rules: Readonly<Record<string, Rule>> = {
           "The task is out of reach: nearly every sample is wrong, so no sample is better than its siblings.",
         evidence: evidence + newest(samples),
         remedy:
-          "Start with easier prompts, take more samples per prompt, pre-train the base longer, add a cold start (--preset r1), or give partial rewards; and look in samples.jsonl for answers that the reward should have read.",
+          "Start with easier prompts, take more samples per prompt (rl.samples), pre-train the base longer (pretrain.steps), add a cold start (--preset r1), or give partial rewards; and look in samples.jsonl for answers that the reward should have read.",
       };
     }
     return {
       level: found,
       finding: "Rewards hardly ever differ inside a group, so most samples teach nothing.",
       evidence,
-      remedy:
-        "Turn on dynamic sampling, take more samples per prompt, raise the temperature, mix easy and hard prompts, and check that the reward looks at the completion.",
+      remedy: `${redraws ? "Draw prompts anew more often (rl.resampleAttempts)" : "Draw other prompts for such groups (rl.resampleAttempts=4)"}, take more samples per prompt (rl.samples), raise the temperature (rl.temperature), mix easy and hard prompts, and check that the reward looks at the completion.`,
     };
   },
 
@@ -214,7 +216,7 @@ const rules: Readonly<Record<string, Rule>> = {
           : "Many completions are cut off.",
       evidence: `${percent(cut)} of samples reach the length limit; mean length ${number(meanOf(last, (rl) => rl.length.all)!)} tokens`,
       remedy:
-        "Allow more new tokens, penalize overlong completions softly or mask them, and check that the base has learnt to end its answers.",
+        "Allow more new tokens (rl.maxNewTokens), penalize overlong completions softly (rl.overlong=penalty) or mask them (rl.overlong=mask), and check that the base has learnt to end its answers.",
     };
   },
 
@@ -224,7 +226,7 @@ const rules: Readonly<Record<string, Rule>> = {
     if (meanOf(last, (rl) => rl.pass1)! >= ENTROPY_EXCUSED) return undefined;
     const evidence = `${number(now)} nats per token, ${number(start)} at the start`;
     const remedy =
-      "Raise the upper clip (0.28), add an entropy bonus, lower the learning rate, or raise the temperature.";
+      "Raise the upper clip (rl.clipHigh), add an entropy bonus (rl.entropyBonus), lower the learning rate (rl.rates.adamW), or raise the temperature (rl.temperature).";
     if (now < ENTROPY_FLOOR) {
       return {
         level: "problem",
@@ -253,7 +255,8 @@ const rules: Readonly<Record<string, Rule>> = {
       level: found,
       finding: "The policy has moved very far from its reference.",
       evidence: `mean KL ${number(kl!)} nats per token`,
-      remedy: "Lower the learning rate, raise the KL weight, or refresh the reference more often.",
+      remedy:
+        "Lower the learning rate (rl.rates.adamW), raise the KL weight (rl.klBeta), or refresh the reference more often (rl.referenceEvery).",
     };
   },
 
@@ -266,21 +269,7 @@ const rules: Readonly<Record<string, Rule>> = {
       level: "warning",
       finding: "The reference model is old: the KL term pulls towards a policy long left behind.",
       evidence: `${age} steps since its last refresh${kl === undefined ? "" : `, KL ${number(kl)} nats`}`,
-      remedy: `Refresh the reference every ${REFERENCE_AGE} steps or more often, as R1 did, or train without one.`,
-    };
-  },
-
-  "gradients-exploding"({ rl, last }) {
-    const before = rl.slice(0, -last.length).map((s) => s.gradientNorm);
-    if (before.length < MIN_STEPS) return undefined;
-    const growth = median(last.map((s) => s.gradientNorm)) / median(before);
-    const found = level(growth, GRADIENT_GROWTH);
-    if (found === undefined) return undefined;
-    return {
-      level: found,
-      finding: "Gradients are exploding.",
-      evidence: `median norm ${number(median(last.map((s) => s.gradientNorm)))}, ${number(growth)}× what it was before`,
-      remedy: "Lower the learning rate, warm up longer, take more samples per step, or clip harder.",
+      remedy: `Refresh the reference every ${REFERENCE_AGE} steps or more often, as R1 did (rl.referenceEvery), or train without one (rl.klBeta=0).`,
     };
   },
 
@@ -294,7 +283,7 @@ const rules: Readonly<Record<string, Rule>> = {
       finding: "The policy drifts away from the samples it is trained on within one rollout.",
       evidence: `mean ratio off 1 by ${number(drift)}, ${percent(clipped)} of tokens clipped, largest ratio ${number(Math.max(...last.map((s) => s.rl.ratio.max)))}`,
       remedy:
-        "Do fewer updates per rollout or lower the learning rate; at the first update the ratio must be 1.",
+        "Do fewer updates per rollout (rl.updatesPerRollout, rl.epochs) or lower the learning rate (rl.rates.adamW); at the first update the ratio must be 1.",
     };
   },
 
@@ -319,7 +308,7 @@ const rules: Readonly<Record<string, Rule>> = {
       evidence: `validation pass@1 ${percent(best.validation!.pass1)} at step ${best.step}, ${percent(now.validation!.pass1)} at step ${now.step}; reward ${number(rewardAt(best))} then, ${number(rewardAt(now))} now`,
       remedy: rising
         ? "Read samples.jsonl for what is rewarded, tighten the verifier, and lower the weight of rewards other than accuracy."
-        : "Lower the learning rate, add a KL term, and go back to the checkpoint of the best step.",
+        : "Lower the learning rate (rl.rates.adamW), add a KL term (rl.klBeta), and go back to the checkpoint of the best step.",
     };
   },
 
@@ -333,10 +322,33 @@ const rules: Readonly<Record<string, Rule>> = {
       finding: "There is no progress: as many samples are right as at the start.",
       evidence: `pass@1 ${percent(before)} in the first ${first.length} steps, ${percent(now)} in the last ${last.length}`,
       remedy:
-        "Raise the learning rate, take more samples per prompt, check pass@G (if it is no higher than pass@1, the policy does not explore), or make the prompts easier.",
+        "Raise the learning rate (rl.rates.adamW), take more samples per prompt (rl.samples), check pass@G (if it is no higher than pass@1, the policy does not explore), or make the prompts easier.",
     };
   },
 };
+
+/** The stages whose gradients grow, each apart: they are of different losses. */
+function exploding(metrics: readonly StepMetrics[]): Finding[] {
+  return [...new Set(metrics.map(({ stage }) => stage))].flatMap((stage) => {
+    // A step that trained on nothing has a norm of 0.
+    const norms = metrics.filter((m) => m.stage === stage && m.gradientNorm > 0).map((m) => m.gradientNorm);
+    const recent = Math.min(WINDOW, norms.length >> 1);
+    if (recent < MIN_STEPS) return [];
+    const now = median(norms.slice(-recent));
+    const growth = now / median(norms.slice(0, -recent));
+    const found = level(growth, GRADIENT_GROWTH);
+    if (found === undefined) return [];
+    return [
+      {
+        rule: "gradients-exploding",
+        level: found,
+        finding: "Gradients are exploding.",
+        evidence: `${stage}: median norm ${number(now)} over the last ${recent} steps that trained, ${number(growth)}× what it was before`,
+        remedy: `Lower the learning rate (${stage}.rates.adamW${stage === "rl" ? "" : `, ${stage}.rates.muon`}), warm up longer (${stage}.schedule.warmup), take more samples per step, or clip harder (${stage}.optimizer.clipNorm).`,
+      },
+    ];
+  });
+}
 
 /**
  * What is wrong with a run and what to change, worst first. A run without faults gets one finding, `healthy`; a run too
@@ -344,23 +356,27 @@ const rules: Readonly<Record<string, Rule>> = {
  * @param run.metrics   every step of the run in order
  * @param run.samples   every sample of the run in order; without them less can be told
  * @param run.failure   what stopped it, if something did
- * @param run.manifest  says how the run is named in what to type
+ * @param run.path      says how the run is named in what to type
+ * @param command       what is typed before `train`
  */
-export function diagnose(run: {
-  readonly metrics: readonly StepMetrics[];
-  readonly samples?: readonly SampleRecord[];
-  readonly failure?: RunFailure;
-  readonly manifest?: { readonly name: string };
-}): Finding[] {
-  const findings: Finding[] = [];
-  const { failure, manifest } = run;
+export function diagnose(
+  run: {
+    readonly metrics: readonly StepMetrics[];
+    readonly samples?: readonly SampleRecord[];
+    readonly failure?: RunFailure;
+    readonly path?: string;
+  },
+  command = "pondera",
+): Finding[] {
+  const findings = exploding(run.metrics);
+  const { failure, path } = run;
   if (failure !== undefined) {
     findings.push({
       rule: "not-finite",
       level: "problem",
       finding: "A number was not finite, and training stopped.",
       evidence: `after step ${failure.step}: ${failure.error}`,
-      remedy: `${remedyOf(failure, manifest?.name ?? "RUN")}.`,
+      remedy: `${remedyOf(failure, path === undefined ? "RUN" : shellPath(path), command)}.`,
     });
   }
   const rl = run.metrics.filter((m): m is RlStep => m.rl !== undefined);
@@ -372,7 +388,7 @@ export function diagnose(run: {
       evidence: `${rl.length} of at least ${MIN_STEPS} steps`,
       remedy: "",
     });
-    return findings;
+    return worstFirst(findings);
   }
   const last = rl.slice(-WINDOW);
   const written = (run.samples ?? []).filter(({ stage }) => stage === "rl");
@@ -382,6 +398,7 @@ export function diagnose(run: {
     last,
     samples: written.filter(({ step }) => step >= last[0]!.step),
     tagged: written.some(({ prompt, completion }) => TAG.test(`${prompt} ${completion}`)),
+    redraws: rl.some((s) => s.rl.resampledGroups > 0),
   };
   for (const [rule, judge] of Object.entries(rules)) {
     const finding = judge(chart);
@@ -397,6 +414,11 @@ export function diagnose(run: {
       remedy: "",
     });
   }
-  const order: readonly Level[] = ["problem", "warning", "good"];
-  return findings.sort((a, b) => order.indexOf(a.level) - order.indexOf(b.level));
+  return worstFirst(findings);
+}
+
+const LEVELS: readonly Level[] = ["problem", "warning", "good"];
+
+function worstFirst(findings: readonly Finding[]): Finding[] {
+  return [...findings].sort((a, b) => LEVELS.indexOf(a.level) - LEVELS.indexOf(b.level));
 }

@@ -124,7 +124,7 @@ export interface RunResult {
   readonly parameters: number;
   readonly minutes: number;
   readonly stages: readonly { readonly stage: Stage; readonly steps: number; readonly minutes: number }[];
-  /** Before and after reinforcement learning; `sft` between them where the preset has a cold start. */
+  /** Before anything is rewarded or demonstrated, and at the end; `sft` between them, where a cold start came before reinforcement. */
   readonly base: EvalSummary;
   readonly sft?: EvalSummary;
   readonly final: EvalSummary;
@@ -140,4 +140,19 @@ export interface RunResult {
   readonly firstBacktrack?: SampleRecord;
   /** Folder of the model, from the run's own. */
   readonly model: string;
+}
+
+/** The measured points of a run in order, each with its name; the last but one is what the last stage is to be compared with. */
+export function milestones({
+  base,
+  sft,
+  final,
+  stages,
+}: RunResult): { name: string; summary: EvalSummary }[] {
+  const reinforced = stages.some(({ stage }) => stage === "rl");
+  return [
+    { name: sft === undefined && reinforced ? "before RL" : "base", summary: base },
+    ...(sft === undefined ? [] : [{ name: "cold start", summary: sft }]),
+    { name: reinforced ? "after RL" : "trained", summary: final },
+  ];
 }

@@ -169,7 +169,7 @@ describe("renderResult", () => {
       "countdown: 23.1 % → 78.4 % right on 1,000 held-out prompts at temperature 0.6, top-p 0.95",
       "before RL 23.1 % 95 % [20.6 %, 25.8 %] 41 tokens a thought",
       "after RL 78.4 % 95 % [75.7 %, 80.8 %] 79 tokens a thought",
-      "1.9× as long as before",
+      "1.9× as long as the base's",
       "9.4 minutes · 12.4M tokens · 71.0 TFLOP · 0.31 CPU-hours · $0.015",
       "step 12",
       "pondera chat countdown-quick-2026-11-23-1",
@@ -195,7 +195,7 @@ describe("renderResult", () => {
   it("shows the cold start where there was one, and no empty headings", () => {
     const { firstBacktrack: _, ...rest } = result({ sft: result().final, solved: [] });
     const text = renderResult(rest, 80, plain).join("\n");
-    expect(text).toContain("cold start");
+    expect(text).toMatch(/^ {2}base .*\n {2}cold start .*\n {2}after RL /m);
     expect(text).not.toContain("Solved");
     expect(text).not.toContain("went back");
   });

@@ -10,6 +10,7 @@ import { embedJson, escapeHtml, html, raw } from "../../../src/app/report/html.t
 import { SCRIPT } from "../../../src/app/report/page.ts";
 import { loadAssets, renderReport, writeReport } from "../../../src/app/report/report.ts";
 import type { RunView } from "../../../src/learn/runs/read-run.ts";
+import type { RunResult } from "../../../src/learn/runs/records.ts";
 import { RunFolder } from "../../../src/learn/runs/run-folder.ts";
 import { pretrainStep, result, sample, step } from "../../learn/runs/synthetic.ts";
 
@@ -118,12 +119,34 @@ describe("charts", () => {
 });
 
 describe("renderReport", () => {
+  it("does not credit reinforcement learning with what the cold start did", () => {
+    const at = (pass1: number) => ({
+      ...result().final,
+      pass1,
+      interval: [pass1 - 0.02, pass1 + 0.02] as const,
+    });
+    const page = (change: Partial<RunResult>) => text(renderReport(run({ result: result(change) }), assets));
+    const same = page({ sft: at(0.86), final: at(0.85) });
+    expect(same).toContain(
+      "The intervals before and after reinforcement learning overlap: no clear change, on",
+    );
+    expect(same).toContain(`<span class="from">23.1 % → 86.0 % → </span><span class="to">85.0 %</span>`);
+    for (const name of ["base", "cold start", "after RL"]) expect(same).toContain(`<td>${name}</td>`);
+    expect(same).not.toContain("<td>before RL</td>");
+    expect(page({ sft: at(0.8), final: at(0.9) })).toContain("made it right more often after the cold start");
+    expect(page({ sft: at(0.9), final: at(0.8) })).toContain("made it worse after the cold start");
+    const stages = result().stages.filter(({ stage }) => stage !== "rl");
+    const supervised = page({ stages });
+    expect(supervised).toContain("Training made it right more often, on");
+    expect(supervised).toContain("<td>trained</td>");
+  });
+
   it("says before and after with intervals, cost, thoughts and the first backtrack", () => {
     const page = text(renderReport(run(), assets));
     for (const part of [
       "23.1 % →",
       "78.4 %",
-      "made it right more often, on 1,000 prompts it never saw",
+      "Reinforcement learning made it right more often, on 1,000 prompts it never saw",
       "75.7 % – 80.8 %",
       "1.9× as long",
       "71.0 TFLOP",

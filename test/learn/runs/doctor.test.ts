@@ -1,7 +1,10 @@
+import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
 import { diagnose, MIN_SAMPLES, PROGRESS, REFERENCE_AGE, WINDOW } from "../../../src/learn/runs/doctor.ts";
 import type { RolloutMetrics, StepMetrics } from "../../../src/learn/runs/records.ts";
-import { sample, step } from "./synthetic.ts";
+import { setOption } from "../../../src/learn/train/config.ts";
+import { PRESETS } from "../../../src/learn/train/presets.ts";
+import { pretrainStep, sample, step } from "./synthetic.ts";
 
 function run(
   steps: number,
@@ -48,6 +51,26 @@ describe("diagnose", () => {
     ["much clipping", "warning: ratio-drift", () => ({ clipLow: 0.2, clipHigh: 0.2 })],
   ])("names %s", (_, expected, rl) => {
     expect(rulesOf(run(100, undefined, rl))).toEqual([expected]);
+  });
+
+  it("does not tell to turn on what is on", () => {
+    const remedy = (resampledGroups: number) =>
+      diagnose(run(30, undefined, () => ({ equalGroups: 0.9, resampledGroups })))[0]?.remedy;
+    expect(remedy(0)).toMatch(/^Draw other prompts for such groups \(rl\.resampleAttempts=4\), /);
+    expect(remedy(2)).toMatch(/^Draw prompts anew more often \(rl\.resampleAttempts\), /);
+  });
+
+  it("names fields that a configuration has", () => {
+    const source = readFileSync(new URL("../../../src/learn/runs/doctor.ts", import.meta.url), "utf8");
+    const named = [...source.matchAll(/[(,] ?((?:rl|pretrain)\.\w+(?:\.\w+)?)(?==|,|\))/g)].map(
+      ([, field]) => field,
+    );
+    expect(named.length).toBeGreaterThan(15);
+    for (const field of named)
+      expect(() => setOption(PRESETS.quick.config, `${field}=1`), field).not.toThrow();
+    for (const stage of ["pretrain", "sft", "rl"])
+      for (const field of ["rates.adamW", "rates.muon", "schedule.warmup", "optimizer.clipNorm"])
+        expect(() => setOption(PRESETS.quick.config, `${stage}.${field}=1`)).not.toThrow();
   });
 
   it("tells a task out of reach from a reward that never differs", () => {
@@ -151,6 +174,29 @@ describe("diagnose", () => {
     expect(rulesOf(run(100, (i) => ({ gradientNorm: i === 95 ? 500 : 0.5 })))).toEqual(["good: healthy"]);
   });
 
+  it("names gradients that grow in a short run, and in a stage before", () => {
+    const grows = (i: number) => ({ gradientNorm: 10 ** i });
+    expect(rulesOf(run(9, grows))).toEqual(["good: healthy"]);
+    expect(rulesOf(run(10, grows))).toEqual(["problem: gradients-exploding"]);
+    const text = Array.from({ length: 60 }, (_, i) => ({
+      ...pretrainStep(i, 60),
+      gradientNorm: i < 40 ? 0.1 : 0.7,
+    }));
+    expect(rulesOf({ metrics: text })).toEqual(["warning: gradients-exploding", "good: too-early"]);
+    const [finding] = diagnose({ metrics: [...text, ...run(30).metrics] });
+    expect(finding?.evidence).toBe(
+      "pretrain: median norm 0.7 over the last 20 steps that trained, 7× what it was before",
+    );
+    expect(finding?.remedy).toContain("pretrain.rates.muon");
+  });
+
+  it("does not take steps that trained on nothing for small gradients", () => {
+    expect(rulesOf(run(45, (i) => ({ gradientNorm: i < 25 ? 0 : 0.4 })))).toEqual(["good: healthy"]);
+    const seldom = (late: number) => run(100, (i) => ({ gradientNorm: i % 4 > 0 ? 0 : i < 60 ? 0.4 : late }));
+    expect(rulesOf(seldom(0.4))).toEqual(["good: healthy"]);
+    expect(rulesOf(seldom(40))).toEqual(["problem: gradients-exploding"]);
+  });
+
   it("names what stopped the run, also where it is too early for the rest, and what to type", () => {
     const failure = {
       step: 3,
@@ -158,13 +204,13 @@ describe("diagnose", () => {
       from: 2,
       set: ["a=1", "b=2"],
     };
-    const [first, second] = diagnose({ ...run(3), failure, manifest: { name: "mine" } });
+    const [first, second] = diagnose({ ...run(3), failure, path: "my runs/mine" }, "npx pondera");
     expect(first).toMatchObject({
       rule: "not-finite",
       level: "problem",
       evidence: "after step 3: update 4: the loss must be finite; got NaN",
       remedy:
-        "For example, pondera train --resume mine --set a=1 --set b=2 goes on after step 2 with lower rates; where that fails, too, begin a new run with them.",
+        "For example, npx pondera train --resume 'my runs/mine' --set a=1 --set b=2 goes on after step 2 with lower rates; where that fails, too, begin a new run with them.",
     });
     expect(second?.rule).toBe("too-early");
     expect(diagnose({ ...run(30), failure }).map(({ rule }) => rule)).toEqual(["not-finite"]);

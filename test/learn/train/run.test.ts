@@ -9,6 +9,7 @@ import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ConfigError, FileError, NumericError, TaskError } from "../../../src/base/errors.ts";
+import { shellPath } from "../../../src/base/shell.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
 import type { Schedule } from "../../../src/learn/optim/schedule.ts";
 import { readCheckpoint } from "../../../src/learn/runs/checkpoint.ts";
@@ -295,7 +296,7 @@ describe("a run that cannot go well", () => {
     const [finding] = diagnose(failed);
     expect(finding).toMatchObject({ rule: "not-finite", level: "problem" });
     expect(finding!.evidence).toMatch(/^after step \d+: update \d+: the loss must be finite; got NaN$/);
-    expect(finding!.remedy).toContain("pondera train --resume diverged --set pretrain.rates.muon=");
+    expect(finding!.remedy).toContain(`pondera train --resume ${shellPath(path)} --set pretrain.rates.muon=`);
 
     await follow(error);
     const { failure, manifest, status } = await readRun(path);

@@ -3,6 +3,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
+import { shellPath } from "../../../base/shell.ts";
 import { diagnose, type Level } from "../../../learn/runs/doctor.ts";
 import { remedyOf } from "../../../learn/runs/failure.ts";
 import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/read-run.ts";
@@ -40,6 +41,7 @@ function brief(run: RunView) {
       ? {}
       : {
           base: run.result.base.pass1,
+          ...(run.result.sft === undefined ? {} : { sft: run.result.sft.pass1 }),
           final: run.result.final.pass1,
           minutes: run.result.minutes,
           dollars: run.result.dollars,
@@ -51,8 +53,8 @@ const columns: readonly Column<ReturnType<typeof brief>>[] = [
   { title: "run", value: (r) => r.name },
   { title: "status", value: (r) => r.status },
   { title: "step", value: (r) => (r.stage === undefined ? "" : `${r.stage} ${r.step}/${r.steps}`) },
-  { title: "before", value: (r) => (r.base === undefined ? "" : percent(r.base)), align: "right" },
-  { title: "after", value: (r) => (r.final === undefined ? "" : percent(r.final)), align: "right" },
+  { title: "base", value: (r) => (r.base === undefined ? "" : percent(r.base)), align: "right" },
+  { title: "final", value: (r) => (r.final === undefined ? "" : percent(r.final)), align: "right" },
   { title: "minutes", value: (r) => r.minutes?.toFixed(1) ?? "", align: "right" },
   { title: "cost", value: (r) => (r.dollars === undefined ? "" : dollars(r.dollars)), align: "right" },
   { title: "created", value: (r) => r.created.slice(0, 16).replace("T", " ") },
@@ -75,11 +77,11 @@ function showLines(run: RunView, width: number, colors: Colors, typed: Typed): s
   const { manifest, metrics, result, failure } = run;
   const last = metrics.at(-1);
   const lines = [
-    `${colors.bold(printable(manifest.name))}  ${colors.dim(`${manifest.task} · ${manifest.preset} · seed ${manifest.seed} · ${run.status}`)}`,
+    `${colors.bold(printable(manifest.name))}  ${colors.dim(printable(`${manifest.task} · ${manifest.preset} · seed ${manifest.seed} · ${run.status}`))}`,
     colors.dim(run.path),
   ];
   if (failure !== undefined) {
-    const told = `Failed after step ${failure.step}: ${failure.error}. ${remedyOf(failure, manifest.name, typed.command)}.`;
+    const told = `Failed after step ${failure.step}: ${failure.error}. ${remedyOf(failure, shellPath(run.path), typed.command)}.`;
     lines.push(...wrap(printable(told), width).map(colors.red));
   }
   if (last === undefined) return [...lines, "", "No step done yet."];
@@ -124,7 +126,7 @@ async function show(name: string | undefined, options: RunsOptions, io: Io): Pro
 
 async function doctor(name: string | undefined, options: RunsOptions, io: Context): Promise<void> {
   const run = await readRun(await findRun(options.runs, name), { samples: true });
-  const findings = diagnose(run);
+  const findings = diagnose(run, commandName(io.env));
   if (findings.some((f) => f.level === "problem")) io.exitWith(SICK);
   if (options.json) return writeJson(io.stdout, { run: run.manifest.name, findings });
   const colors = colorsFor(io.stdout, io.env);
@@ -140,6 +142,8 @@ async function doctor(name: string | undefined, options: RunsOptions, io: Contex
     ...(f.remedy === "" ? [] : wrap(printable(f.remedy), width - 9).map((text) => `         ${text}`)),
     "",
   ]);
+  if (findings.some((f) => f.level !== "good"))
+    lines.push(colors.dim("Names in brackets are fields of the configuration: --set field=value."), "");
   await write(io.stdout, `${colors.dim(printable(run.manifest.name))}\n\n${lines.join("\n")}`);
 }
 

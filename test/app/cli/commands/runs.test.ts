@@ -3,6 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { writeReport } from "../../../../src/app/report/report.ts";
+import { shellPath } from "../../../../src/base/shell.ts";
 import { RunFolder } from "../../../../src/learn/runs/run-folder.ts";
 import { pretrainStep, result, sample, step } from "../../../learn/runs/synthetic.ts";
 import { pondera } from "../harness.ts";
@@ -30,7 +31,7 @@ describe("pondera runs", () => {
     const { code, out } = await pondera(["runs", "list", "--runs", root]);
     expect(code).toBe(0);
     const lines = out.trimEnd().split("\n");
-    expect(lines[0]).toMatch(/^run +status +step +before +after/);
+    expect(lines[0]).toMatch(/^run +status +step +base +final/);
     expect(lines[1]).toMatch(/^first +finished +rl 20\/20 +23\.1 % +78\.4 % +9\.4 +\$0\.015 +2026-11-01/);
     expect(lines[2]).toMatch(/^second +stopped +rl 20\/20/);
     const json = JSON.parse((await pondera(["runs", "list", "--runs", root, "--json"])).out);
@@ -129,7 +130,7 @@ describe("pondera runs", () => {
     const error = "update 22: the loss must be finite; got NaN";
     await run.recordFailure({ step: 21, error, from: 20, set: ["rl.rates.adamW=0.001"] });
     await run.close();
-    const type = "pondera train --resume failed --set rl.rates.adamW=0.001 goes on after step 20";
+    const type = `pondera train --resume ${shellPath(join(root, "failed"))} --set rl.rates.adamW=0.001 goes on after step 20`;
     const words = (text: string) => text.replace(/\s+/g, " ");
     const shown = await pondera(["runs", "show", "--runs", root]);
     expect(words(shown.out)).toContain(`Failed after step 21: ${error}. For example, ${type}`);
@@ -141,6 +142,7 @@ describe("pondera runs", () => {
       "problem A number was not finite, and training stopped. after step 21: update 22",
     );
     expect(words(out)).toContain(type);
+    expect(words(out)).toContain("are fields of the configuration: --set field=value");
   });
 
   it("examines what was written, and prints it without its control characters", async () => {
