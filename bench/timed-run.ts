@@ -121,7 +121,7 @@ export async function trainTimed<Row>(options: TimedRun<Row>): Promise<string> {
     return { observer, signal: aborter.signal, report: writeReport };
   };
   const goOn = (stopAfter: number, set: readonly string[]): Promise<RunOutcome> =>
-    resumeRun(path, async () => task as unknown as Task<unknown>, { ...watch(stopAfter), set });
+    resumeRun(path, async () => ({ task: task as unknown as Task<unknown> }), { ...watch(stopAfter), set });
   const start = async (stopAfter: number): Promise<RunOutcome> => {
     const config = await options.config();
     const rl = rlSeconds === undefined ? config.rl : { ...config.rl, steps: UNSET };

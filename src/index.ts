@@ -8,14 +8,18 @@
  *   name: "double",
  *   prompts: (random) => ({ prompt: `${random.integer(50)}*2=` }),
  *   reward: ({ text }, { prompt }) => (readAnswer(text) === `${2 * Number.parseInt(prompt)}` ? 1 : 0),
+ *   // What a base model has read before it is rewarded, where one is made from nothing.
+ *   explore: (random) => ({ prompt: `${random.integer(50)}*2=`, completion: `<answer>${random.integer(100)}</answer>` }),
+ *   maxNewTokens: 16,
  * });
  * ```
  *
  * ```ts
- * import { openTask, presetNamed, startRun } from "pondera";
+ * import { openTask, presetNamed, startRun, withTaskLimits } from "pondera";
  *
- * const { config } = presetNamed("quick");
- * const outcome = await startRun({ root: "runs", task: await openTask(definition), preset: "quick", config });
+ * const task = await openTask(definition);
+ * const config = withTaskLimits(presetNamed("quick").config, task);
+ * const outcome = await startRun({ root: "runs", task, preset: "quick", config });
  * if (outcome.kind === "finished") console.log(outcome.result.final.pass1);
  * ```
  *
@@ -106,6 +110,7 @@ export {
   withDepth,
   withLora,
   withLoss,
+  withTaskLimits,
 } from "./learn/train/config.ts";
 export { PRESETS, type Preset, type PresetName, presetNamed } from "./learn/train/presets.ts";
 export { type ResumeOptions, resumeRun, type StartOptions, startRun } from "./learn/train/run.ts";

@@ -29,6 +29,8 @@ export interface TrainingView {
   sample(sample: SampleRecord): void;
   /** A line that stays: a stage that ended, a checkpoint, a warning. */
   note(text: string): void;
+  /** How many tokens of an evaluation are written. */
+  measuring(tokens: number): void;
   finish(result: RunResult): void;
   /** Leaves the terminal as it was; more calls do nothing. */
   stop(): void;
@@ -46,10 +48,22 @@ export interface ViewState {
   /** Loss of every step of the stage before reinforcement learning that is under way. */
   readonly loss: readonly number[];
   readonly sample?: SampleRecord;
+  /** Tokens that are written of the evaluation under way. */
+  readonly measured?: number;
+}
+
+/** The state before the first step, or before the next one of a run that goes on. */
+export function begin(info: RunFacts): ViewState {
+  const fresh: ViewState = { info, extra: {}, accuracy: [], length: [], loss: [] };
+  return info.earlier.reduce((state, step) => advance(state, step, {}), fresh);
 }
 
 /** The state after a step. */
-export function advance(state: ViewState, step: StepMetrics, extra: StepExtra): ViewState {
+export function advance(
+  { measured: _, ...state }: ViewState,
+  step: StepMetrics,
+  extra: StepExtra,
+): ViewState {
   const sameStage = state.step?.stage === step.stage;
   return {
     ...state,
@@ -162,6 +176,10 @@ export function render(state: ViewState, width: number, colors: Colors): string[
   ];
   const about = `${printable(info.name)} · seed ${info.seed} · ${compact(info.parameters)} parameters · ${info.machine}`;
   const lines = ["", line(title, width), line([{ text: `  ${about}`, paint: colors.dim }], width), ""];
+  if (state.measured !== undefined) {
+    const written = `  measuring: ${state.measured.toLocaleString("en")} tokens written`;
+    return [...lines, line([{ text: written, paint: colors.dim }], width)];
+  }
   if (step === undefined) return lines;
 
   const stageNumber = info.stages.findIndex((s) => s.stage === step.stage);
@@ -390,6 +408,9 @@ export interface ViewOptions extends Typed {
   readonly color?: boolean;
 }
 
+/** No more often than anybody reads. */
+const MEASURING_EVERY_MS = 250;
+
 /** A view on a stream: the live panel in a terminal, one line per step elsewhere. */
 export function createTrainingView(options: ViewOptions): TrainingView {
   const { stream, isTTY } = options;
@@ -398,6 +419,7 @@ export function createTrainingView(options: ViewOptions): TrainingView {
   const log = isTTY ? createLogUpdate(stream) : undefined;
   let state: ViewState | undefined;
   let stopped = false;
+  let drawn = Number.NEGATIVE_INFINITY;
 
   const print = (lines: readonly string[]) => {
     const text = lines.join("\n");
@@ -415,7 +437,7 @@ export function createTrainingView(options: ViewOptions): TrainingView {
 
   return {
     start(info) {
-      state = { info, extra: {}, accuracy: [], length: [], loss: [] };
+      state = begin(info);
       if (log === undefined) {
         print([
           printable(
@@ -439,6 +461,12 @@ export function createTrainingView(options: ViewOptions): TrainingView {
     note(text) {
       if (stopped) return;
       print(wrap(printable(text, { keepLines: true }), width()));
+      draw();
+    },
+    measuring(tokens) {
+      if (state === undefined || log === undefined || performance.now() - drawn < MEASURING_EVERY_MS) return;
+      drawn = performance.now();
+      state = { ...state, measured: tokens };
       draw();
     },
     finish(result) {

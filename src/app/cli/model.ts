@@ -126,8 +126,9 @@ export const MOST_NEW_TOKENS = 1024;
 export function newTokensFor(
   { generationConfig }: Pick<ModelFolder, "generationConfig">,
   asked: number | undefined,
+  otherwise = MOST_NEW_TOKENS,
 ): number {
-  return asked ?? GenerationConfig.parse(generationConfig).max_new_tokens ?? MOST_NEW_TOKENS;
+  return asked ?? GenerationConfig.parse(generationConfig).max_new_tokens ?? otherwise;
 }
 
 /** `--speculate`, an option of commands that write text. */

@@ -1,8 +1,9 @@
 /** From what a person types to a task: the name of a built-in one, or a file of their own. */
 
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { createReadStream } from "node:fs";
 import { basename, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
 import { expectKnown, FileError } from "../../base/errors.ts";
 import { exists } from "../../base/files.ts";
 import type { RunManifest } from "../../learn/runs/manifest.ts";
@@ -15,7 +16,7 @@ export interface NamedTask {
   readonly task: Task<unknown>;
   /** The file it came from, absolute; absent for a built-in task. */
   readonly file?: string;
-  /** SHA-256 of that file, by its name. */
+  /** SHA-256 of that file and of the files of prompts that it names, by name. */
   readonly data: Readonly<Record<string, string>>;
 }
 
@@ -37,24 +38,28 @@ export async function openNamedTask(name: string, countdown: CountdownOptions): 
   }
   const definition = await loadTask(name, { pondera: await import("../../index.ts") });
   const file = resolve(name);
-  return {
-    task: (await openTask(definition)) as unknown as Task<unknown>,
-    file,
-    data: { [basename(file)]: await hashOf(file) },
-  };
+  const task = (await openTask(definition)) as unknown as Task<unknown>;
+  const data: Record<string, string> = { [basename(file)]: await hashOf(file) };
+  for (const source of [definition.prompts, definition.validation]) {
+    if (typeof source !== "string" && !(source instanceof URL)) continue;
+    const path = typeof source === "string" ? resolve(source) : fileURLToPath(source);
+    // Two may have one name, in different folders.
+    data[basename(path) in data ? path : basename(path)] = await hashOf(path);
+  }
+  return { task, file, data };
 }
 
 async function hashOf(file: string): Promise<string> {
-  return createHash("sha256")
-    .update(await readFile(file))
-    .digest("hex");
+  const hash = createHash("sha256");
+  for await (const chunk of createReadStream(file)) hash.update(chunk);
+  return hash.digest("hex");
 }
 
 /**
- * The task of a run that is to go on.
- * @throws FileError when its file has gone, or has changed since: the run would no longer be the one that was begun
+ * The task of a run that is to go on, and what it is made of now.
+ * @throws FileError when its file has gone; as {@link openNamedTask}
  */
-export async function reopenTask(manifest: RunManifest, countdown: CountdownOptions): Promise<Task<unknown>> {
+export async function reopenTask(manifest: RunManifest, countdown: CountdownOptions): Promise<NamedTask> {
   const { taskFile } = manifest;
   if (taskFile !== undefined && !(await exists(taskFile))) {
     throw new FileError({
@@ -64,15 +69,5 @@ export async function reopenTask(manifest: RunManifest, countdown: CountdownOpti
       remedy: `Put it back at ${taskFile}`,
     });
   }
-  const { task, data } = await openNamedTask(taskFile ?? manifest.task, countdown);
-  for (const [name, hash] of Object.entries(data)) {
-    if (manifest.data[name] === hash) continue;
-    throw new FileError({
-      where: taskFile ?? name,
-      rule: "must be the file the run began with",
-      got: "another content",
-      remedy: "Put the old file back, or start a new run",
-    });
-  }
-  return task;
+  return openNamedTask(taskFile ?? manifest.task, countdown);
 }

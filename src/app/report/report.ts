@@ -14,6 +14,7 @@ import { COUNTDOWN_RUNS } from "../../learn/cost/published.ts";
 import { diagnose } from "../../learn/runs/doctor.ts";
 import { type RunView, readRun } from "../../learn/runs/read-run.ts";
 import { type EvalSummary, milestones, type RunResult, type SampleRecord } from "../../learn/runs/records.ts";
+import { REPORT } from "../../learn/runs/run-folder.ts";
 import { compact, dollars, flops, percent, sampledAt, stageName, times } from "../format.ts";
 import { promptText, splitCompletion } from "../thought.ts";
 import { type Chart, healthCharts, mainChart, SMOOTHING } from "./charts.ts";
@@ -209,7 +210,7 @@ ${result !== undefined && costSection(result)}
  * @throws FileError when the folder is no run or cannot be written to
  */
 export async function writeReport(folder: string, options: ReportOptions = {}): Promise<string> {
-  const path = join(folder, "report.html");
+  const path = join(folder, REPORT);
   const run = await readRun(folder, { samples: true });
   await writeFileAtomic(path, renderReport(run, await loadAssets(), options));
   return path;

@@ -2,9 +2,7 @@
 
 import { ShapeError } from "../../base/errors.ts";
 import { mean } from "../../base/numbers.ts";
-import type { PolicyLossName } from "./grpo.ts";
-
-export type RewardScaling = "group" | "batch" | "none";
+import type { PolicyLossName, RewardScaling } from "./settings.ts";
 
 /** Added to a spread before dividing by it, as TRL does; large enough that equal rewards give 0 and not noise. */
 const SPREAD_EPSILON = 1e-4;

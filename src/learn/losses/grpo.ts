@@ -27,30 +27,7 @@ import {
   sum,
 } from "../../compute/graph/primitives.ts";
 import type { Loss } from "./loss.ts";
-
-export const POLICY_LOSSES = ["grpo", "dr_grpo", "dapo", "cispo", "gspo"] as const;
-export type PolicyLossName = (typeof POLICY_LOSSES)[number];
-
-/** How far a ratio may go from 1 before it is clipped: to 1 − low, and to 1 + high. */
-export interface ClipBounds {
-  readonly clipLow: number;
-  readonly clipHigh: number;
-}
-
-/**
- * The bounds that each loss was published with, taken when a run names the loss and no bounds.
- * - grpo: 0.2 on both sides, PPO's; DeepSeekMath does not print its own, and R1 trained with 10 (Nature, Methods)
- * - dapo: 0.2 and 0.28, "clip-higher" (arXiv:2503.14476 eq. 10); here dr_grpo has them too
- * - gspo: 3e-4 and 4e-4 of the length-normalised ratio of sequences (arXiv:2507.18071 §5.1)
- * - cispo: no lower bound, and a ratio of at most 5 (arXiv:2506.13585 leaves the number open; 5 is TRL's `epsilon_high`)
- */
-export const CLIP_BOUNDS: Readonly<Record<PolicyLossName, ClipBounds>> = {
-  grpo: { clipLow: 0.2, clipHigh: 0.2 },
-  dr_grpo: { clipLow: 0.2, clipHigh: 0.28 },
-  dapo: { clipLow: 0.2, clipHigh: 0.28 },
-  cispo: { clipLow: 1, clipHigh: 4 },
-  gspo: { clipLow: 3e-4, clipHigh: 4e-4 },
-};
+import type { PolicyLossName } from "./settings.ts";
 
 export interface PolicyLossOptions {
   readonly loss: PolicyLossName;

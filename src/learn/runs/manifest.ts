@@ -19,15 +19,23 @@ const Manifest = z.object({
   created: z.iso.datetime(),
   /** Everything the run is configured with; resuming reads it back. */
   config: z.record(z.string(), z.unknown()),
-  /** What was changed when the run went on after so many steps, as `field=value`. */
-  changes: z.array(z.object({ step: z.number().int(), set: z.array(z.string()) })).optional(),
+  /** What was changed when the run went on after so many steps: fields, as `field=value`, and what data had been. */
+  changes: z
+    .array(
+      z.object({
+        step: z.number().int(),
+        set: z.array(z.string()),
+        data: z.record(z.string(), z.string()).optional(),
+      }),
+    )
+    .optional(),
   /** Of Pondera, Node, the runtime, the machine. */
   versions: z.record(z.string(), z.string()),
   /** Absolute path of the file that defines the task, for a task that is not built in. */
   taskFile: z.string().optional(),
   /** The pretrained model it began with, for a run that does not make its own. */
   model: z.object({ name: z.string(), path: z.string(), sha256: z.string() }).optional(),
-  /** SHA-256 of each data file, by name. */
+  /** SHA-256 of the file that defines the task, and of each file of prompts that it names, by name. */
   data: z.record(z.string(), z.string()),
 });
 

@@ -26,6 +26,12 @@ export async function* readSamples(path: string): AsyncGenerator<SampleRecord> {
   if (await exists(file)) for await (const record of jsonLines(file)) yield record as SampleRecord;
 }
 
+/** What came out of a run; undefined where it has not finished. @throws FormatError when the file holds something else */
+export async function readResult(path: string): Promise<RunResult | undefined> {
+  const file = join(path, "result.json");
+  return (await exists(file)) ? ((await readJson(file)) as RunResult) : undefined;
+}
+
 /** Finished: it has a result. Running: a living process holds it. Stopped: neither; it can be resumed. */
 export type RunStatus = "finished" | "running" | "stopped";
 
@@ -49,8 +55,7 @@ export interface RunView {
  */
 export async function readRun(path: string, options: { readonly samples?: boolean } = {}): Promise<RunView> {
   const manifest = await readManifest(path);
-  const file = join(path, "result.json");
-  const result = (await exists(file)) ? ((await readJson(file)) as RunResult) : undefined;
+  const result = await readResult(path);
   const failure = await readFailure(path);
   const running = await isLocked(join(path, LOCK));
   const samples: SampleRecord[] = [];

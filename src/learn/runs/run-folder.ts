@@ -32,6 +32,9 @@ import { FORMAT, type RunManifest, readManifest, writeManifest } from "./manifes
 import type { RunResult, SampleRecord, StepMetrics } from "./records.ts";
 import { LOCK, lockRun } from "./run-lock.ts";
 
+/** The page that shows a run, in its folder. */
+export const REPORT = "report.html";
+
 export interface CreateRun {
   /** The folder that holds runs; made when absent. */
   readonly root: string;
@@ -146,15 +149,22 @@ export class RunFolder {
   }
 
   /**
-   * Writes another configuration into run.json, and what was changed after which step.
+   * Writes another configuration, or other data, into run.json, and what was changed after which step.
+   * @param change.data  as it is now, where it has changed
    * @throws FileError when it cannot be written
    */
-  async changeConfig(
+  async change(
     config: Readonly<Record<string, unknown>>,
-    change: { readonly step: number; readonly set: readonly string[] },
+    change: {
+      readonly step: number;
+      readonly set: readonly string[];
+      readonly data?: Readonly<Record<string, string>>;
+    },
   ): Promise<void> {
-    const changes = [...(this.#manifest.changes ?? []), { step: change.step, set: [...change.set] }];
-    const manifest = { ...this.#manifest, config, changes };
+    const { data } = this.#manifest;
+    const made = { step: change.step, set: [...change.set], ...(change.data === undefined ? {} : { data }) };
+    const changes = [...(this.#manifest.changes ?? []), made];
+    const manifest = { ...this.#manifest, config, changes, data: change.data ?? data };
     await writeManifest(this.path, manifest);
     this.#manifest = manifest;
   }

@@ -12,6 +12,8 @@ export interface RunState {
   readonly updates: number;
   /** The step of the whole run that last moved the weights; absent where none has. */
   readonly moved?: number;
+  /** The step of reinforcement learning before which the reference became what it is. */
+  readonly reference?: number;
   readonly tokens: number;
   readonly flops: number;
   /** Seconds of the run so far, and of each stage. */
@@ -41,6 +43,7 @@ const Schema = z.looseObject({
   step: whole,
   updates: whole,
   moved: whole.optional(),
+  reference: whole.optional(),
   tokens: whole,
   flops: amount,
   elapsed: amount,

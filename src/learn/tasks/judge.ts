@@ -70,13 +70,10 @@ export async function judge<Row>(
   example: Example<Row>,
 ): Promise<Judgement> {
   const rewards: Record<string, number | null> = {};
-  for (const [name, { reward }] of Object.entries(task.rewards)) {
-    rewards[name] = await callReward(
-      `task ${task.name}: reward ${name}, example ${example.id}`,
-      reward,
-      completion,
-      example,
-    );
+  for (const [name, { reward, shaping }] of Object.entries(task.rewards)) {
+    const where = `task ${task.name}: reward ${name}, example ${example.id}`;
+    const isSkipped = shaping === true && Object.values(rewards).every((value) => value === null);
+    rewards[name] = isSkipped ? null : await callReward(where, reward, completion, example);
   }
   const reward = weightedSum(task.rewards, rewards);
   if (task.correct === undefined) {

@@ -43,7 +43,7 @@ export interface Judged {
   readonly truncated: boolean;
 }
 
-/** How well a completion did: any finite number, or null where this reward has nothing to say (the sample is skipped). */
+/** How well a completion did: any finite number, or null where this reward has nothing to say; a sample of which none has is skipped. */
 export type Reward<Row> = (
   completion: Judged,
   example: Example<Row>,
@@ -52,6 +52,8 @@ export type Reward<Row> = (
 export interface WeightedReward<Row> {
   readonly weight: number;
   readonly reward: Reward<Row>;
+  /** Whether it says nothing of a sample of which those before it say nothing, so that it is still skipped. @default false */
+  readonly shaping?: boolean;
 }
 
 /** Whether a completion counts for pass@1. */
@@ -186,6 +188,7 @@ const promptsSchema = z.custom<unknown>(
 const countSchema = z.int("must be a whole number").positive("must be at least 1");
 const weightedSchema = z.strictObject({
   weight: z.number("must be a finite number"),
+  shaping: z.boolean("must be true or false").optional(),
   reward: functionSchema,
 });
 

@@ -8,11 +8,13 @@ import { ConfigError, expectKnown } from "../../base/errors.ts";
 import { valueAt } from "../../base/json.ts";
 import { ADAPTER_TARGETS, checkAdapters } from "../../model/arch/adapters.ts";
 import { architectureOf, type ModelConfig } from "../../model/arch/models.ts";
-import { CLIP_BOUNDS, type ClipBounds, POLICY_LOSSES, type PolicyLossName } from "../losses/grpo.ts";
+import { LOSS_SETTINGS, type LossSettings, POLICY_LOSSES, type PolicyLossName } from "../losses/settings.ts";
+import type { Stage } from "../runs/records.ts";
 import { COUNTDOWN_GAMES, type CountdownGame, type CountdownOptions } from "../tasks/countdown/task.ts";
 import type { ExploreOptions } from "../tasks/countdown/traces.ts";
 import { NUMBER_USES } from "../tasks/countdown/types.ts";
 import { type Thoughts, WALKS } from "../tasks/countdown/walks.ts";
+import type { Task } from "../tasks/task.ts";
 
 const count = z.int("must be a whole number").min(1, "must be at least 1");
 const countOrNone = z.int("must be a whole number").min(0, "must be at least 0");
@@ -75,7 +77,7 @@ const PolicyStage = z.strictObject({
   loss: z.enum(POLICY_LOSSES),
   /** What an advantage is divided by: the spread of its group, of the batch, or nothing. */
   scaling: z.enum(["group", "batch", "none"]),
-  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `CLIP_BOUNDS` in losses/grpo.ts. */
+  /** A ratio is clipped to 1 − clipLow and 1 + clipHigh; each loss has its own, `LOSS_SETTINGS` in losses/settings.ts. */
   clipLow: nonNegative,
   clipHigh: nonNegative,
   /** Two-sided clipping: the largest ratio a negative advantage may be multiplied with. Absent: none. */
@@ -219,6 +221,12 @@ export type RunConfig = Readonly<z.infer<typeof Schema>>;
 export type LanguageStageConfig = RunConfig["pretrain"];
 export type PolicyStageConfig = RunConfig["rl"];
 export type ModelSizes = NonNullable<RunConfig["model"]>;
+/** The stages of a run in order, those without steps left out. */
+export function stagesOf(config: RunConfig): { readonly stage: Stage; readonly steps: number }[] {
+  const all: readonly Stage[] = ["pretrain", "sft", "rl"];
+  return all.map((stage) => ({ stage, steps: config[stage].steps })).filter(({ steps }) => steps > 0);
+}
+
 /** The configuration of a run that makes its own model. */
 export type FreshRunConfig = RunConfig & { readonly model: ModelSizes };
 
@@ -266,7 +274,18 @@ export function parseRunConfig(value: unknown): RunConfig {
     }
   }
   checkExploration(config.countdown);
-  const { prompts, samples, updatesPerRollout, maxNewTokens, overlong, overlongSlope } = config.rl;
+  const { prompts, samples, updatesPerRollout, maxNewTokens, overlong, overlongSlope, loss } = config.rl;
+  const { ratioCap, clipHigh } = config.rl;
+  if (ratioCap !== undefined && (loss === "cispo" || ratioCap <= 1 + clipHigh)) {
+    throw new ConfigError({
+      where: "config.rl.ratioCap",
+      rule:
+        loss === "cispo"
+          ? "has no meaning for cispo, which clips ratios from above on both sides"
+          : `must be above 1 + clipHigh (${1 + clipHigh}): a smaller one would clip what is rewarded, too`,
+      got: `${ratioCap}`,
+    });
+  }
   if (updatesPerRollout > prompts * samples) {
     throw new ConfigError({
       where: "config.rl.updatesPerRollout",
@@ -359,24 +378,38 @@ export function setOption(config: RunConfig, assignment: string): RunConfig {
   return withValue(config, path, value) as RunConfig;
 }
 
-/** A configuration with another policy loss, and the clip bounds that belong to it. */
+/** A configuration with another policy loss, and the clip bounds and scaling that belong to it. */
 export function withLoss(config: RunConfig, loss: PolicyLossName): RunConfig {
-  return { ...config, rl: { ...config.rl, loss, ...CLIP_BOUNDS[loss] } };
+  return { ...config, rl: { ...config.rl, loss, ...LOSS_SETTINGS[loss] } };
+}
+
+/** A configuration with the limit on completions that a task names. */
+export function withTaskLimits(config: RunConfig, task: Pick<Task<unknown>, "maxNewTokens">): RunConfig {
+  const { maxNewTokens } = task;
+  if (maxNewTokens === undefined) return config;
+  const overlongSlope = Math.min(config.rl.overlongSlope, maxNewTokens);
+  return { ...config, rl: { ...config.rl, maxNewTokens, overlongSlope } };
+}
+
+/** The field that `field=value` sets. */
+const fieldOf = (assignment: string): string => assignment.split("=")[0]!.trim();
+
+/** Whether a field is among those that are set. */
+export function sets(assignments: readonly string[], field: string): boolean {
+  return assignments.some((assignment) => fieldOf(assignment) === field);
 }
 
 /**
- * A configuration with several fields set, one after another. A loss that is set brings its clip bounds, but for those that
- * are set, too.
+ * A configuration with several fields set, one after another. A loss that is set brings its clip bounds and scaling, but for what
+ * is set, too.
  * @throws ConfigError as {@link setOption}
  */
 export function setOptions(config: RunConfig, assignments: readonly string[]): RunConfig {
   const set = assignments.reduce(setOption, config);
-  const isSet = (field: string): boolean =>
-    assignments.some((assignment) => assignment.split("=")[0]!.trim() === `rl.${field}`);
   // A loss that does not exist is left to be refused with the whole.
-  const bounds: ClipBounds | undefined = isSet("loss") ? CLIP_BOUNDS[set.rl.loss] : undefined;
-  if (bounds === undefined) return set;
-  const theirs = Object.entries(bounds).filter(([field]) => !isSet(field));
+  const own: LossSettings | undefined = sets(assignments, "rl.loss") ? LOSS_SETTINGS[set.rl.loss] : undefined;
+  if (own === undefined) return set;
+  const theirs = Object.entries(own).filter(([field]) => !sets(assignments, `rl.${field}`));
   return { ...set, rl: { ...set.rl, ...Object.fromEntries(theirs) } };
 }
 
@@ -387,8 +420,9 @@ const FIXED = [
   "lora",
   "prompts",
   "countdown",
-  // Before and after are measured alike.
+  // Before and after are measured alike, and what is measured is cut where training cuts.
   "evaluation",
+  "rl.maxNewTokens",
   "pretrain.steps",
   "sft.steps",
   "pretrain.optimizer.matrices",
@@ -402,7 +436,7 @@ const FIXED = [
  */
 export function changedConfig(config: RunConfig, assignments: readonly string[]): RunConfig {
   for (const assignment of assignments) {
-    const field = assignment.split("=")[0]!.trim();
+    const field = fieldOf(assignment);
     if (!FIXED.some((fixed) => field === fixed || field.startsWith(`${fixed}.`))) continue;
     throw new ConfigError({
       where: `--set ${field}`,

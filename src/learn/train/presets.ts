@@ -163,7 +163,7 @@ export const PRESETS = {
     config: QUICK,
   },
   r1: { summary: "R1: a cold start on good traces in between", config: R1 },
-  long: { summary: "the bigger game, for hours", config: LONG },
+  long: { summary: "the bigger game, in about an hour", config: LONG },
   smoke: { summary: "the smallest run, in seconds", config: SMOKE },
   tune: { summary: "a pretrained model, named by --model", config: TUNE },
 } as const satisfies Readonly<Record<string, Preset>>;

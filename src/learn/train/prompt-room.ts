@@ -1,11 +1,11 @@
 /** How prompts are written for a model, and how much room they take in its positions. */
 
-import { ConfigError } from "../../base/errors.ts";
+import { ConfigError, FormatError, TaskError } from "../../base/errors.ts";
 import { Random } from "../../compute/tensor/random.ts";
 import { encodePrompt } from "../../model/engine/text.ts";
 import type { Tokenizer } from "../../model/text/tokenizer.ts";
 import { asChat, asText, type PromptWriter } from "../tasks/prompts.ts";
-import type { Task } from "../tasks/task.ts";
+import { describe, type Example, type Task } from "../tasks/task.ts";
 import { type BaseModel, trainedConfig } from "./base-model.ts";
 import type { RunConfig } from "./config.ts";
 
@@ -24,6 +24,7 @@ const PROMPT_MARGIN = 8;
 
 /**
  * Most tokens a prompt may have, the begin token included.
+ * @throws TaskError for a prompt that the tokenizer cannot write
  * @param known  whether what the task says of it holds: it counts in tokens of a model made for it, and knows no chat template
  */
 export function longestPrompt<Row>(
@@ -33,15 +34,31 @@ export function longestPrompt<Row>(
   known: boolean,
 ): number {
   const begin = encodePrompt(tokenizer, "").length;
+  const length = (example: Example<Row>): number => lengthOf(task.name, tokenizer, write(example));
+  const heldOut = task.validation.map(length);
   if (known && task.maxPromptTokens !== undefined) return begin + task.maxPromptTokens;
-  const seen = [
-    ...task.validation,
-    ...Array.from({ length: PROMPTS_SEEN }, (_, i) => task.train.draw(new Random(0, i))),
-  ].map((example) => encodePrompt(tokenizer, write(example)).length);
+  const drawn = Array.from({ length: PROMPTS_SEEN }, (_, i) => length(task.train.draw(new Random(0, i))));
+  const seen = [...heldOut, ...drawn];
   // Some that were not seen may be longer; half as much again, of what is not the same in all, is room for them.
   const [least, longest] = [Math.min(...seen), Math.max(...seen)];
   if (known) return begin + Math.ceil(1.5 * (longest - begin));
   return longest + Math.ceil(0.5 * (longest - least)) + PROMPT_MARGIN;
+}
+
+/** @throws TaskError naming the prompt that the tokenizer cannot write */
+function lengthOf(task: string, tokenizer: Tokenizer, prompt: string): number {
+  try {
+    return encodePrompt(tokenizer, prompt).length;
+  } catch (cause) {
+    if (!(cause instanceof FormatError)) throw cause;
+    throw new TaskError({
+      where: `task ${task}: prompt ${describe(prompt)}`,
+      rule: "must be written in the characters of its alphabet and tokens",
+      got: cause.got ?? "others",
+      remedy: "Add them to the task's alphabet",
+      cause,
+    });
+  }
 }
 
 /**

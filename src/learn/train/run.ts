@@ -1,15 +1,18 @@
 /** Starting a run, and going on with one. What a run does is in training.ts. */
 
 import { cpus } from "node:os";
-import { ConfigError, TaskError } from "../../base/errors.ts";
+import { basename, join } from "node:path";
+import { ConfigError, FileError, TaskError } from "../../base/errors.ts";
+import { exists } from "../../base/files.ts";
 import { packageVersion } from "../../base/version.ts";
 import { Runtime } from "../../compute/runtime/runtime.ts";
 import type { RunManifest } from "../runs/manifest.ts";
-import { readRun } from "../runs/read-run.ts";
-import { RunFolder } from "../runs/run-folder.ts";
+import { readResult } from "../runs/read-run.ts";
+import { REPORT, RunFolder } from "../runs/run-folder.ts";
+import { parseRunState, type RunState } from "../runs/run-state.ts";
 import type { Task } from "../tasks/task.ts";
 import { type BasePlace, openBaseModel, reopenBaseModel } from "./base-model.ts";
-import { changedConfig, parseRunConfig, type RunConfig } from "./config.ts";
+import { changedConfig, parseRunConfig, type RunConfig, stagesOf } from "./config.ts";
 import { checkBase } from "./prompt-room.ts";
 import { type RunOptions, type RunOutcome, Training } from "./training.ts";
 
@@ -41,6 +44,8 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
     if (options.model !== undefined) options.observer?.note(`Reading ${options.model.name}…`);
     const base = options.model && (await openBaseModel(options.model, config.lora !== undefined));
     if (base !== undefined) checkBase(base, options.task, config);
+    const parts = { runtime, task: options.task, config };
+    const training = new Training(base === undefined ? parts : { ...parts, base }, options);
     const folder = await RunFolder.create({
       root: options.root,
       ...(options.name === undefined ? {} : { name: options.name }),
@@ -54,9 +59,7 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
       data: options.data ?? {},
     });
     try {
-      const parts = { folder, runtime, task: options.task, config };
-      const training = new Training(base === undefined ? parts : { ...parts, base }, options);
-      return await training.run(undefined);
+      return await training.run(folder, undefined);
     } finally {
       await folder.close();
     }
@@ -68,55 +71,117 @@ export async function startRun<Row>(options: StartOptions<Row>): Promise<RunOutc
 export interface ResumeOptions extends RunOptions {
   /** Fields of the configuration to set anew from here on, as `field=value`; run.json records it. */
   readonly set?: readonly string[];
+  /** Whether to go on with a task that is not what it was; run.json records it. @default false */
+  readonly acceptChanges?: boolean;
+}
+
+/** A run's task, opened again. */
+export interface ReopenedTask {
+  readonly task: Task<unknown>;
+  /** SHA-256 of what it is made of now, to be compared with run.json's. */
+  readonly data?: Readonly<Record<string, string>>;
 }
 
 /**
  * Goes on with a run from its last checkpoint, or, where numbers were not finite, from the last whose weights differ from
  * those that gave them. Unless something is set anew, what comes out is what would have come out without the pause. A
- * finished run is left as it is, and takes no settings.
+ * finished run is left as it is, and takes no settings. Nothing of a run is changed before it is known that it can go on.
  * @param openTask  gives the run's task again
  * @throws as {@link startRun}; RunLockedError while another process trains the run
  */
 export async function resumeRun(
   path: string,
-  openTask: (manifest: RunManifest, config: RunConfig) => Promise<Task<unknown>>,
+  openTask: (manifest: RunManifest, config: RunConfig) => Promise<ReopenedTask>,
   options: ResumeOptions = {},
 ): Promise<RunOutcome> {
   const { set = [] } = options;
-  const { result } = await readRun(path);
+  const result = await readResult(path);
   if (result !== undefined) {
-    if (set.length === 0) return { kind: "finished", path, result };
-    throw new ConfigError({
-      where: "--set",
-      rule: "is for a run that has steps to go",
-      got: `${set.join(", ")} for one that has finished`,
-      remedy: "Leave it out, or start a new run with it",
-    });
+    if (set.length > 0) {
+      throw new ConfigError({
+        where: "--set",
+        rule: "is for a run that has steps to go",
+        got: `${set.join(", ")} for one that has finished`,
+        remedy: "Leave it out, or start a new run with it",
+      });
+    }
+    // One that was killed right after its result was written has no report yet.
+    if (!(await exists(join(path, REPORT)))) await options.report?.(path);
+    return { kind: "finished", path, result };
   }
   const folder = await RunFolder.open(path);
   try {
-    const config = changedConfig(parseRunConfig(folder.manifest.config), set);
-    const task = await openTask(folder.manifest, config);
+    const { manifest } = folder;
+    const before = parseRunConfig(manifest.config);
+    const config = changedConfig(before, set);
+    const { task, data = {} } = await openTask(manifest, config);
+    const changed = Object.keys(manifest.data).filter(
+      (name) => name in data && data[name] !== manifest.data[name],
+    );
+    if (changed.length > 0 && options.acceptChanges !== true) throw changedSince(changed, manifest);
     checkTask(task, config);
     const failure = await folder.failure();
     const checkpoint = await folder.latestCheckpoint(failure?.from);
-    if (set.length > 0) await folder.changeConfig(config, { step: checkpoint?.step ?? 0, set });
-    await folder.truncateAfter(checkpoint);
+    const step = checkpoint?.step ?? 0;
+    if (checkpoint !== undefined) checkSteps(parseRunState(path, checkpoint.state), before, config);
     const runtime = await Runtime.create({ threads: config.threads });
     try {
-      const { model } = folder.manifest;
+      const { model } = manifest;
       if (model !== undefined) options.observer?.note(`Reading ${model.name}…`);
       const base = model && (await reopenBaseModel(model));
       if (base !== undefined) checkBase(base, task, config);
-      const parts = { folder, runtime, task, config };
+      const parts = { runtime, task, config };
       const training = new Training(base === undefined ? parts : { ...parts, base }, options);
-      return await training.run(checkpoint);
+      if (set.length > 0 || changed.length > 0) {
+        const now = changed.length > 0 ? { data: { ...manifest.data, ...data } } : {};
+        await folder.change(config, { step, set, ...now });
+      }
+      await folder.truncateAfter(checkpoint);
+      const others = otherVersions(manifest.versions, versions(runtime));
+      if (others !== "") options.observer?.note(`Last bits of numbers may differ from here on: ${others}.`);
+      return await training.run(folder, checkpoint);
     } finally {
       runtime.dispose();
     }
   } finally {
     await folder.close();
   }
+}
+
+function changedSince(changed: readonly string[], { taskFile, data }: RunManifest): FileError {
+  const [first] = changed;
+  const isTask = taskFile !== undefined && first === basename(taskFile);
+  return new FileError({
+    where: isTask ? taskFile : first!,
+    rule: "must be the file the run began with",
+    got: `another content (SHA-256 was ${data[first!]!.slice(0, 12)}…)`,
+    remedy: "Put the old file back, start a new run, or go on with the new one by --accept-changes",
+  });
+}
+
+/** @throws ConfigError when steps that are done would be more than there are, or a stage that is over would have more */
+function checkSteps(state: RunState, before: RunConfig, now: RunConfig): void {
+  const stages = stagesOf(before);
+  const isOver = state.stage >= stages.length && before.rl.steps > 0;
+  const done = isOver ? before.rl.steps : stages[state.stage]?.stage === "rl" ? state.step : 0;
+  if (isOver ? now.rl.steps === done : now.rl.steps >= done) return;
+  throw new ConfigError({
+    where: "config.rl.steps",
+    rule: isOver ? `must stay ${done}: all are done` : `must be at least the ${done} that are done`,
+    got: `${now.rl.steps}`,
+    remedy: "Start a new run with it",
+  });
+}
+
+/** What a run's numbers depend on that is not what it was, `node 22.1.0, was 20.20.0`. */
+function otherVersions(
+  before: Readonly<Record<string, string>>,
+  now: Readonly<Record<string, string>>,
+): string {
+  return Object.entries(now)
+    .filter(([name, version]) => before[name] !== undefined && before[name] !== version)
+    .map(([name, version]) => `${name} ${version}, was ${before[name]}`)
+    .join("; ");
 }
 
 /** What made a run's numbers, besides its configuration. */

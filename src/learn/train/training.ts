@@ -7,7 +7,7 @@
  */
 
 import { join } from "node:path";
-import { NumericError } from "../../base/errors.ts";
+import { invariant, NumericError } from "../../base/errors.ts";
 import { mean } from "../../base/numbers.ts";
 import { shellPath } from "../../base/shell.ts";
 import type { DeviceTensor } from "../../compute/runtime/device-tensor.ts";
@@ -35,6 +35,7 @@ import { Scorer } from "../optim/score.ts";
 import { Trainer, UpdateError } from "../optim/trainer.ts";
 import type { Checkpoint } from "../runs/checkpoint.ts";
 import { type RunFailure, remedyOf } from "../runs/failure.ts";
+import { readMetrics } from "../runs/read-run.ts";
 import type {
   CompletionRecord,
   EvalSummary,
@@ -49,7 +50,7 @@ import type { PromptWriter } from "../tasks/prompts.ts";
 import { softOverlong } from "../tasks/rewards.ts";
 import type { Task } from "../tasks/task.ts";
 import { type BaseModel, trainedConfig } from "./base-model.ts";
-import { modelConfig, type RunConfig } from "./config.ts";
+import { modelConfig, type RunConfig, stagesOf } from "./config.ts";
 import { languageBatch, languageStep, type StepOutcome } from "./language-stage.ts";
 import { rowLengthsFor } from "./policy-batch.ts";
 import { policyStep, type Reference } from "./policy-stage.ts";
@@ -67,6 +68,8 @@ export interface RunFacts {
   /** What runs it: `2 threads, ffi`. */
   readonly machine: string;
   readonly stages: readonly { readonly stage: Stage; readonly steps: number }[];
+  /** The steps of before, where the run goes on. */
+  readonly earlier: readonly StepMetrics[];
 }
 
 /** Who watches a run. */
@@ -77,6 +80,8 @@ export interface RunObserver {
   sample(sample: SampleRecord): void;
   /** Something worth a line. */
   note(text: string): void;
+  /** How many tokens of an evaluation between stages are written. */
+  measuring?(tokens: number): void;
 }
 
 export interface RunOptions {
@@ -96,7 +101,6 @@ export type RunOutcome =
   | { readonly kind: "interrupted"; readonly path: string };
 
 export interface TrainingParts<Row> {
-  readonly folder: RunFolder;
   readonly runtime: Runtime;
   readonly task: Task<Row>;
   readonly config: RunConfig;
@@ -108,10 +112,9 @@ export interface TrainingParts<Row> {
 function withOverlong<Row>(task: Task<Row>, { rl }: RunConfig): Task<Row> {
   if (rl.overlong !== "penalty") return task;
   const reward = softOverlong({ maxTokens: rl.maxNewTokens, slopeTokens: rl.overlongSlope });
-  return { ...task, rewards: { ...task.rewards, overlong: { weight: 1, reward } } };
+  return { ...task, rewards: { ...task.rewards, overlong: { weight: 1, reward, shaping: true } } };
 }
 
-const STAGES: readonly Stage[] = ["pretrain", "sft", "rl"];
 /** Seconds between samples shown to an observer. */
 const SHOW_EVERY = 4;
 /** Newest steps from whose duration the time left is estimated. */
@@ -127,6 +130,7 @@ class Interrupted extends Error {}
 /** One session's work on a run. */
 export class Training<Row> {
   readonly #parts: TrainingParts<Row>;
+  #opened: RunFolder | undefined;
   readonly #options: RunOptions;
   readonly #stages: readonly { readonly stage: Stage; readonly steps: number }[];
   readonly #tokenizer: Tokenizer;
@@ -148,6 +152,8 @@ export class Training<Row> {
   #origin = performance.now();
   /** Steps of the run that the newest checkpoint covers; undefined where there is none. */
   #saved: number | undefined;
+  /** Whether an evaluation came after it. */
+  #measured = false;
   #checkpointSeconds = 0;
   #shown = Number.NEGATIVE_INFINITY;
   #durations: number[] = [];
@@ -161,9 +167,7 @@ export class Training<Row> {
     this.#tokenizer = tokenizer;
     this.#write = writerFor(config, base);
     this.#stopIds = base?.stopIds ?? [tokenizer.eosId];
-    this.#stages = STAGES.map((stage) => ({ stage, steps: config[stage].steps })).filter(
-      ({ steps }) => steps > 0,
-    );
+    this.#stages = stagesOf(config);
     const positions =
       longestPrompt(task, tokenizer, this.#write, base === undefined) + config.rl.maxNewTokens;
     const rows = [config.pretrain, config.sft].map(({ steps, rowLength }) => (steps > 0 ? rowLength : 0));
@@ -182,19 +186,22 @@ export class Training<Row> {
   }
 
   /**
-   * Trains from a checkpoint, or from the start.
+   * Trains from a checkpoint, or from the start, and leaves what comes of it in a folder.
    * @throws NumericError when a number is not finite; the run's folder then says why, and from where it may go better
    */
-  async run(checkpoint: Checkpoint | undefined): Promise<RunOutcome> {
-    const { folder, runtime } = this.#parts;
+  async run(folder: RunFolder, checkpoint: Checkpoint | undefined): Promise<RunOutcome> {
+    const { runtime } = this.#parts;
+    this.#opened = folder;
     this.#peak = this.#options.peak ?? (await measureMatmulPeak(runtime));
     this.#restore(checkpoint);
     const { name, task, preset, seed } = folder.manifest;
-    this.#options.observer?.start({
+    const { observer } = this.#options;
+    observer?.start({
       ...{ name, task, preset, seed },
       parameters: parameterCount(this.#model),
       machine: `${runtime.threads} thread${runtime.threads === 1 ? "" : "s"}, ${runtime.backend}`,
       stages: this.#stages,
+      earlier: checkpoint === undefined ? [] : await readMetrics(folder.path),
     });
     if (checkpoint !== undefined) this.#note(`Going on after step ${checkpoint.step}.`);
     try {
@@ -210,6 +217,11 @@ export class Training<Row> {
       await this.#engine.dispose();
       await this.#scorer.dispose();
     }
+  }
+
+  get #folder(): RunFolder {
+    invariant(this.#opened !== undefined, "a run has its folder from its start");
+    return this.#opened;
   }
 
   #note(text: string): void {
@@ -266,14 +278,14 @@ export class Training<Row> {
   }
 
   #restore(checkpoint: Checkpoint | undefined): void {
-    const { folder, runtime, base } = this.#parts;
+    const { runtime, base } = this.#parts;
     if (checkpoint === undefined) {
       this.#trainer = this.#createTrainer(this.#firstWeights());
       return;
     }
     // A base is read again for the weights beside adapters; others are let go.
     if (base !== undefined) this.#firstWeights();
-    const where = join(folder.path, "checkpoints", `step-${checkpoint.step}`);
+    const where = join(this.#folder.path, "checkpoints", `step-${checkpoint.step}`);
     this.#state = parseRunState(where, checkpoint.state);
     this.#saved = checkpoint.step;
     this.#origin = performance.now() - 1000 * this.#state.elapsed;
@@ -291,7 +303,7 @@ export class Training<Row> {
   /** Writes the state as it stands, unless the newest checkpoint already holds it. */
   async #checkpoint(): Promise<void> {
     const step = this.#stepsDone();
-    if (step === (this.#saved ?? 0)) return;
+    if (step === (this.#saved ?? 0) && !this.#measured) return;
     const began = performance.now();
     const trainer = this.#trainer!;
     // Between stages the next one's optimizer starts afresh: the weights are all there is to keep.
@@ -303,11 +315,12 @@ export class Training<Row> {
       hostArray("f32", shape, data),
     ]);
     this.#state = { ...this.#state, updates: trainer.updates, elapsed: this.#elapsed() };
-    await this.#parts.folder.saveCheckpoint(step, {
+    await this.#folder.saveCheckpoint(step, {
       tensors: { ...kept, ...Object.fromEntries(frozen) },
       state: this.#state,
     });
     this.#saved = step;
+    this.#measured = false;
     this.#checkpointSeconds += (performance.now() - began) / 1000;
   }
 
@@ -317,9 +330,11 @@ export class Training<Row> {
     const { stage, steps } = this.#stages[this.#state.stage]!;
     if (stage !== "pretrain" && this.#state.base === undefined) {
       this.#state = { ...this.#state, base: await this.#evaluateBefore("base") };
+      this.#measured = true;
     }
     if (stage === "rl" && config.sft.steps > 0 && this.#state.sft === undefined) {
       this.#state = { ...this.#state, sft: await this.#evaluateBefore("cold start") };
+      this.#measured = true;
     }
     this.#durations = [];
     while (this.#state.step < steps) {
@@ -339,7 +354,7 @@ export class Training<Row> {
 
   /** One step, recorded. */
   async #runStep(stage: Stage, step: number, steps: number): Promise<void> {
-    const { folder, config } = this.#parts;
+    const { config } = this.#parts;
     const began = performance.now();
     const outcome = stage === "rl" ? await this.#policyStep(step) : await this.#languageStep(stage, step);
     const trained = performance.now();
@@ -379,8 +394,8 @@ export class Training<Row> {
       },
     };
     this.#checkpointSeconds = 0;
-    await folder.appendMetrics(metrics);
-    await folder.appendSamples(outcome.samples);
+    await this.#folder.appendMetrics(metrics);
+    await this.#folder.appendSamples(outcome.samples);
     this.#durations = [...this.#durations.slice(1 - ETA_WINDOW), (performance.now() - began) / 1000];
     this.#show(metrics, outcome.samples);
   }
@@ -472,10 +487,12 @@ export class Training<Row> {
   /** The reference policy of a step, made anew from the policy when its time has come. */
   #referenceAt(step: number): Reference {
     const { runtime, config } = this.#parts;
-    const age = (step - 1) % config.rl.referenceEvery;
-    if (age === 0 || this.#reference === undefined) {
+    const { reference: made } = this.#state;
+    if (this.#reference === undefined || made === undefined || step - made >= config.rl.referenceEvery) {
       this.#reference = deviceWeights(runtime, this.#trainer!.moved());
+      this.#state = { ...this.#state, reference: step };
     }
+    const age = step - this.#state.reference!;
     return { scorer: this.#scorer, weights: { ...this.#frozen, ...this.#reference }, age };
   }
 
@@ -492,9 +509,9 @@ export class Training<Row> {
   }
 
   /**
-   * Runs the work of a step. When a number is not finite, or the signal interrupts it, the step is undone. The state before it
-   * is checkpointed where the step had used a rate: from there a lower one leads elsewhere. Where it had not, the step would
-   * only fail again.
+   * Runs the work of a step. When a number is not finite, the signal interrupts it, or the task throws, the step is undone. The
+   * state before it is checkpointed, but for a number that is not finite where the step had used no rate: it would only fail
+   * again, and from before a lower rate may lead elsewhere.
    * @param most  updates the step may take; of several, a later one may fail when earlier ones have moved the weights
    */
   async #good<T>(most: number, work: () => Promise<T>): Promise<T> {
@@ -507,10 +524,14 @@ export class Training<Row> {
       return outcome;
     } catch (error) {
       const interrupted = this.#options.signal?.aborted && error === this.#options.signal.reason;
-      if (!interrupted && !(error instanceof NumericError)) throw error;
       const rated = trainer.updates > updates || error instanceof UpdateError;
       if (before !== undefined) trainer.restore(before, updates);
       if (interrupted) throw new Interrupted();
+      if (!(error instanceof NumericError)) {
+        // A task's own mistake, which can be mended: the steps before it are kept. Should that fail, the mistake is still what to tell.
+        if (trainer.updates === updates) await this.#checkpoint().catch(() => {});
+        throw error;
+      }
       if (rated) {
         await this.#checkpoint();
         this.#markMove();
@@ -526,7 +547,8 @@ export class Training<Row> {
 
   /** Leaves in the run's folder what stopped it. @returns the same error with what to type next */
   async #failed(error: NumericError): Promise<NumericError> {
-    const { folder, config } = this.#parts;
+    const folder = this.#folder;
+    const { config } = this.#parts;
     const { moved = 0 } = this.#state;
     // Later checkpoints hold the very weights that a number that is not finite came from.
     const useful = (await folder.checkpoints()).filter((step) => moved === 0 || step < moved);
@@ -556,6 +578,7 @@ export class Training<Row> {
   #evaluate(
     { count, samples, temperature, topP }: RunConfig["evaluation"],
     signal?: AbortSignal,
+    onToken?: () => void,
   ): Promise<Evaluation> {
     const { task, config } = this.#parts;
     this.#engine.adopt(this.#trainer!.weights());
@@ -563,14 +586,20 @@ export class Training<Row> {
       ...{ samples, temperature, topP, seed: config.seed, maxNewTokens: config.rl.maxNewTokens },
       ...{ write: this.#write, stopIds: this.#stopIds },
       ...(signal === undefined ? {} : { signal }),
+      ...(onToken === undefined ? {} : { onToken }),
     });
   }
 
   /** The evaluation between two stages or at the end. @throws Interrupted when the signal ends it */
-  async #evaluateBetween(): Promise<Evaluation> {
-    const { signal } = this.#options;
+  async #evaluateBetween(what: string): Promise<Evaluation> {
+    const { signal, observer } = this.#options;
+    const { evaluation } = this.#parts.config;
+    const count = Math.min(evaluation.count, this.#parts.task.validation.length);
+    this.#note(`Measuring ${what} on ${count.toLocaleString("en")} held-out prompts…`);
+    let written = 0;
+    const onToken = (): void => observer?.measuring?.(++written);
     try {
-      return await this.#evaluate(this.#parts.config.evaluation, signal);
+      return await this.#evaluate(evaluation, signal, onToken);
     } catch (error) {
       if (signal?.aborted && error === signal.reason) throw new Interrupted();
       throw error;
@@ -578,7 +607,7 @@ export class Training<Row> {
   }
 
   async #evaluateBefore(what: string): Promise<EvalSummary> {
-    const { summary } = await this.#evaluateBetween();
+    const { summary } = await this.#evaluateBetween(`the ${what}`);
     this.#note(`${what}: ${(100 * summary.pass1).toFixed(1)} % right on ${summary.count} held-out prompts`);
     return summary;
   }
@@ -592,8 +621,8 @@ export class Training<Row> {
 
   /** Writes what was trained: a whole model, or the adapters to one. */
   async #saveModel(): Promise<void> {
-    const { folder, config, base } = this.#parts;
-    const path = join(folder.path, "model");
+    const { config, base } = this.#parts;
+    const path = join(this.#folder.path, "model");
     const { temperature, topP } = config.evaluation;
     const generationConfig = {
       ...(temperature > 0 ? { do_sample: true, temperature, top_p: topP } : { do_sample: false }),
@@ -614,8 +643,9 @@ export class Training<Row> {
 
   /** Evaluates what was trained and writes model, result and report. */
   async #finish(): Promise<RunResult> {
-    const { folder, config, task } = this.#parts;
-    const { summary: final, records } = await this.#evaluateBetween();
+    const folder = this.#folder;
+    const { config, task } = this.#parts;
+    const { summary: final, records } = await this.#evaluateBetween("what came of it");
     await this.#saveModel();
     const { base = final, sft, firstBacktrack, tokens, flops, seconds } = this.#state;
     const elapsed = this.#elapsed();

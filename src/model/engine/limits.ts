@@ -24,7 +24,8 @@ export function expectPrompt(
       where: `${where}: prompt`,
       rule: `must have from 1 to ${maxPositions - 1} tokens`,
       got: `${prompt.length}`,
-      remedy: "Shorten it, or load the model with more positions",
+      remedy:
+        "Shorten it, load the model with more positions, or, where a task trains a model of its own, give the task maxPromptTokens",
     });
   }
   const stranger = prompt.find((id) => !(Number.isInteger(id) && id >= 0 && id < vocabSize));

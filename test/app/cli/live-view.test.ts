@@ -4,6 +4,7 @@ import picocolors from "picocolors";
 import { describe, expect, it } from "vitest";
 import {
   advance,
+  begin,
   createTrainingView,
   mood,
   render,
@@ -30,8 +31,9 @@ const info: RunFacts = {
     { stage: "pretrain", steps: 300 },
     { stage: "rl", steps: 150 },
   ],
+  earlier: [],
 };
-const fresh: ViewState = { info, extra: {}, accuracy: [], length: [], loss: [] };
+const fresh: ViewState = begin(info);
 
 function learnt(steps: number, pass1?: (i: number) => number): ViewState {
   let state = fresh;
@@ -229,6 +231,17 @@ describe("createTrainingView", () => {
     expect(lines[3]).toBe("checkpoint saved");
     expect(text()).toContain("before RL");
     expect(text()).not.toContain("\u001b");
+  });
+
+  it("goes on from the steps of before, and tells how far an evaluation has come until the next step", () => {
+    const earlier = Array.from({ length: 20 }, (_, i) => step(i, 40));
+    const state = begin({ ...info, earlier });
+    expect(state.accuracy).toHaveLength(20);
+    const shown = (view: ViewState) => render(view, 100, plain).join("\n");
+    expect(shown(state)).toMatch(/from 22\.5\s%/);
+    const measuring = { ...state, measured: 12_345 };
+    expect(shown(measuring)).toContain("measuring: 12,345 tokens written");
+    expect(shown(advance(measuring, step(20, 40), {}))).not.toContain("measuring");
   });
 
   it("in a terminal redraws its panel, keeps notes and ends with the result", async () => {

@@ -17,6 +17,7 @@ export interface TinyRun {
   /** Prompt of the one sample it has kept. */
   readonly prompt?: string;
   readonly config?: Readonly<Record<string, unknown>>;
+  readonly data?: Readonly<Record<string, string>>;
 }
 
 /** Makes a run as training leaves it. @returns its folder */

@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ShapeError } from "../../../src/base/errors.ts";
-import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/losses/advantage.ts";
+import { advantages, lossWeights } from "../../../src/learn/losses/advantage.ts";
+import type { RewardScaling } from "../../../src/learn/losses/settings.ts";
 import { readFixture, type StoredArray } from "../../fixture.ts";
 
 interface TrlCase {

@@ -13,11 +13,16 @@ import { trace } from "../../../src/compute/graph/trace.ts";
 import { logSoftmax } from "../../../src/compute/ops/stable.ts";
 import type { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { f32, type HostArray, i32 } from "../../../src/compute/tensor/host.ts";
-import { advantages, lossWeights, type RewardScaling } from "../../../src/learn/losses/advantage.ts";
+import { advantages, lossWeights } from "../../../src/learn/losses/advantage.ts";
 import { CROSS_ENTROPY } from "../../../src/learn/losses/cross-entropy.ts";
-import { POLICY_LOSSES, type PolicyLossName, policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { policyLoss } from "../../../src/learn/losses/grpo.ts";
 import { batchSpecs, type Loss } from "../../../src/learn/losses/loss.ts";
 import { entropyOf, fromLogits, targetLogp } from "../../../src/learn/losses/predictions.ts";
+import {
+  POLICY_LOSSES,
+  type PolicyLossName,
+  type RewardScaling,
+} from "../../../src/learn/losses/settings.ts";
 import { bestFit } from "../../../src/learn/optim/pack.ts";
 import { layOut, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 import { createEngine, expectClose, runOnEngine, specsOf } from "../../compute/harness.ts";

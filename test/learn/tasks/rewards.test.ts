@@ -176,6 +176,16 @@ describe("judge", () => {
     expect(skipped).toEqual({ rewards: { accuracy: null }, reward: null, correct: false });
   });
 
+  test("a reward that shapes others leaves a sample skipped", async () => {
+    const shaped = (accuracy: number | null) => {
+      const { name, rewards } = task({ accuracy: [1, () => accuracy] });
+      const overlong = { weight: 1, reward: () => -0.5, shaping: true };
+      return judge({ name, rewards: { ...rewards, overlong } }, wrote("2"), example);
+    };
+    expect(await shaped(1)).toMatchObject({ rewards: { accuracy: 1, overlong: -0.5 }, reward: 0.5 });
+    expect(await shaped(null)).toMatchObject({ rewards: { accuracy: null, overlong: null }, reward: null });
+  });
+
   test("correct is accuracy, else the only reward, else what the task says", async () => {
     const correct = async (judged: Parameters<typeof judge>[0]) =>
       (await judge(judged, wrote("2"), example)).correct;

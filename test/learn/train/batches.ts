@@ -1,7 +1,7 @@
 /** A model and batches for tests of training, from a seed. */
 
 import { Random } from "../../../src/compute/tensor/random.ts";
-import type { PolicyLossName } from "../../../src/learn/losses/grpo.ts";
+import type { PolicyLossName } from "../../../src/learn/losses/settings.ts";
 import { layOut, type PackedBatch, type TrainingSequence } from "../../../src/learn/optim/rows.ts";
 import type { LlamaConfig } from "../../../src/model/arch/llama.ts";
 

@@ -10,9 +10,11 @@ import {
   type RunConfig,
   setOption,
   setOptions,
+  sets,
   sizesOf,
   withDepth,
   withLoss,
+  withTaskLimits,
 } from "../../../src/learn/train/config.ts";
 import { PRESETS, presetNamed } from "../../../src/learn/train/presets.ts";
 import { architectureOf, parameterCount } from "../../../src/model/arch/models.ts";
@@ -228,10 +230,35 @@ describe("--set", () => {
     });
     expect(setOptions(quick, ["rl.steps=3"]).rl).toEqual({ ...quick.rl, steps: 3 });
     expect(() => parseRunConfig(setOptions(quick, ["rl.loss=gsppo"]))).toThrow(/config\.rl\.loss: /);
-    expect(withLoss(quick, "grpo").rl).toMatchObject({ loss: "grpo", clipLow: 0.2, clipHigh: 0.2 });
-    // The presets' own loss keeps its presets' bounds.
+    expect(withLoss(quick, "grpo").rl).toMatchObject({
+      ...{ loss: "grpo", clipLow: 0.2, clipHigh: 0.2 },
+      scaling: "group",
+    });
+    expect(setOptions(quick, ["rl.scaling=batch", "rl.loss=dapo"]).rl.scaling).toBe("batch");
+    // The presets' own loss keeps its presets' settings.
     expect(withLoss(quick, quick.rl.loss)).toEqual(quick);
     expect(changedConfig(quick, ["rl.loss=gspo"]).rl.clipHigh).toBe(4e-4);
+  });
+
+  it("refuses a cap of ratios that would clip what is rewarded, or that the loss does not know", () => {
+    const set = (...assignments: string[]) => parseRunConfig(setOptions(quick, assignments));
+    expect(set("rl.ratioCap=3").rl.ratioCap).toBe(3);
+    expect(() => set("rl.ratioCap=1.28")).toThrow(
+      /^config\.rl\.ratioCap: must be above 1 \+ clipHigh \(1\.28\)/,
+    );
+    expect(() => set("rl.loss=cispo", "rl.ratioCap=9")).toThrow(
+      /^config\.rl\.ratioCap: has no meaning for cispo/,
+    );
+  });
+
+  it("takes the limit of completions that a task names", () => {
+    expect(withTaskLimits(quick, {})).toBe(quick);
+    expect(withTaskLimits(quick, { maxNewTokens: 20 }).rl).toMatchObject({
+      maxNewTokens: 20,
+      overlongSlope: 20,
+    });
+    expect(sets(["rl.maxNewTokens = 9"], "rl.maxNewTokens")).toBe(true);
+    expect(() => changedConfig(quick, ["rl.maxNewTokens=9"])).toThrow(/must stay as it is/);
   });
 
   it("leaves values to be checked with the whole", () => {

@@ -97,9 +97,12 @@ describe("a run of a model with experts", () => {
     // In the middle of pre-training, and of reinforcement learning.
     let outcome = await start("paused", stopAfter(4));
     expect(outcome.kind).toBe("interrupted");
-    outcome = await resumeRun(join(root, "paused"), async () => tinyTask(), { peak, ...stopAfter(7) });
+    outcome = await resumeRun(join(root, "paused"), async () => ({ task: tinyTask() }), {
+      peak,
+      ...stopAfter(7),
+    });
     expect(outcome.kind).toBe("interrupted");
-    outcome = await resumeRun(join(root, "paused"), async () => tinyTask(), { peak });
+    outcome = await resumeRun(join(root, "paused"), async () => ({ task: tinyTask() }), { peak });
     expect(outcome.kind).toBe("finished");
     expect(await remains("paused")).toEqual(await remains("calm"));
   }, 120_000);

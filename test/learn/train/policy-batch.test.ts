@@ -1,7 +1,8 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { Random } from "../../../src/compute/tensor/random.ts";
-import { POLICY_LOSSES, policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { policyLoss } from "../../../src/learn/losses/grpo.ts";
+import { POLICY_LOSSES } from "../../../src/learn/losses/settings.ts";
 import { packInto } from "../../../src/learn/optim/pack.ts";
 import type { TrainingSequence } from "../../../src/learn/optim/rows.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";

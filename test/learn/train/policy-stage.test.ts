@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { Runtime } from "../../../src/compute/runtime/runtime.ts";
 import { causalKeys, forwardFlops } from "../../../src/learn/cost/flops.ts";
-import { POLICY_LOSSES } from "../../../src/learn/losses/grpo.ts";
+import { POLICY_LOSSES } from "../../../src/learn/losses/settings.ts";
 import { Scorer } from "../../../src/learn/optim/score.ts";
 import { Trainer } from "../../../src/learn/optim/trainer.ts";
 import type { Task } from "../../../src/learn/tasks/task.ts";

@@ -146,7 +146,7 @@ describe.each([
     let outcome = await start(`${name}-again`, config, next(1));
     let sessions = 1;
     for (; outcome.kind === "interrupted"; sessions++) {
-      outcome = await resumeRun(join(root, `${name}-again`), async () => task, next(2));
+      outcome = await resumeRun(join(root, `${name}-again`), async () => ({ task }), next(2));
     }
     expect(sessions).toBeGreaterThan(3);
     expect(await remains(`${name}-again`)).toEqual(await remains(name));
@@ -253,10 +253,12 @@ describe("a run with a model", () => {
     const file = join(base, "generation_config.json");
     const before = await readFile(file);
     await appendFile(file, " ");
-    const resumed = resumeRun(join(root, "other-model"), async () => task, { peak });
+    const resumed = resumeRun(join(root, "other-model"), async () => ({ task }), { peak });
     await expect(resumed).rejects.toThrow(/must be the model the run began with.*Put base back as it was/);
     await writeFile(file, before);
-    expect((await resumeRun(join(root, "other-model"), async () => task, { peak })).kind).toBe("finished");
+    expect((await resumeRun(join(root, "other-model"), async () => ({ task }), { peak })).kind).toBe(
+      "finished",
+    );
   });
 
   it("must fit: configuration, positions, architecture", async () => {

@@ -229,7 +229,9 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
   const { samples, seed, threads } = options;
   // As the model was measured when it was trained, so that measuring again gives the same number.
   const { temperature, topP } = samplingFor(model, options);
-  const maxNewTokens = newTokensFor(model, options.maxNewTokens ?? task.maxNewTokens);
+  // A run may have been told another limit than its task names, and its model says it; a task that is not the run's has its own.
+  const limit = options.maxNewTokens ?? (options.task === undefined ? undefined : task.maxNewTokens);
+  const maxNewTokens = newTokensFor(model, limit, task.maxNewTokens);
   const ask = found.run?.manifest.config["prompts"] === "text" ? asText : asChat(model.chatTemplate);
   const longest = examples.reduce(
     (n, example) => Math.max(n, encodePrompt(model.tokenizer, ask(example)).length),

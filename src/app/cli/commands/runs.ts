@@ -3,10 +3,12 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Command } from "commander";
+import { FormatError } from "../../../base/errors.ts";
 import { shellPath } from "../../../base/shell.ts";
 import { diagnose, type Level } from "../../../learn/runs/doctor.ts";
 import { remedyOf } from "../../../learn/runs/failure.ts";
 import { findRun, listRuns, type RunView, readRun } from "../../../learn/runs/read-run.ts";
+import { REPORT } from "../../../learn/runs/run-folder.ts";
 import { clock, dollars, percent, stageName } from "../../format.ts";
 import { writeReport } from "../../report/report.ts";
 import { DEFAULT_RUNS, RUNS_OPTION, withExamples } from "../help.ts";
@@ -63,7 +65,14 @@ const columns: readonly Column<ReturnType<typeof brief>>[] = [
 async function list(options: RunsOptions, io: Io): Promise<void> {
   const runs = [];
   const unreadable = (error: Error) => io.stderr.write(`left out: ${printable(error.message)}\n`);
-  for (const path of await listRuns(options.runs, unreadable)) runs.push(brief(await readRun(path)));
+  for (const path of await listRuns(options.runs, unreadable)) {
+    try {
+      runs.push(brief(await readRun(path)));
+    } catch (error) {
+      if (!(error instanceof FormatError)) throw error;
+      unreadable(error);
+    }
+  }
   if (options.json) return writeJson(io.stdout, runs);
   const lines =
     runs.length === 0
@@ -113,7 +122,7 @@ async function show(name: string | undefined, options: RunsOptions, io: Io): Pro
   const path = await findRun(options.runs, name);
   const run = await readRun(path);
   const command = commandName(io.env);
-  const report = options.report ? await writeReport(path, { command }) : existing(join(path, "report.html"));
+  const report = options.report ? await writeReport(path, { command }) : existing(join(path, REPORT));
   if (options.json) {
     const { metrics, ...rest } = run;
     return writeJson(io.stdout, { ...rest, steps: metrics.length, last: metrics.at(-1), report });

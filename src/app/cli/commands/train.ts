@@ -4,18 +4,19 @@ import { availableParallelism } from "node:os";
 import { type Command, Option } from "commander";
 import { ConfigError } from "../../../base/errors.ts";
 import { shellPath } from "../../../base/shell.ts";
-import { CLIP_BOUNDS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/losses/grpo.ts";
+import { LOSS_SETTINGS, POLICY_LOSSES, type PolicyLossName } from "../../../learn/losses/settings.ts";
 import { findRun } from "../../../learn/runs/read-run.ts";
 import type { CountdownOptions } from "../../../learn/tasks/countdown/task.ts";
-import type { Task } from "../../../learn/tasks/task.ts";
 import {
   countdownOptions,
   parseRunConfig,
   type RunConfig,
   setOptions,
+  sets,
   withDepth,
   withLora,
   withLoss,
+  withTaskLimits,
 } from "../../../learn/train/config.ts";
 import { PRESETS, type PresetName, TUNE_PRESET } from "../../../learn/train/presets.ts";
 import { resumeRun, startRun } from "../../../learn/train/run.ts";
@@ -47,6 +48,7 @@ interface TrainOptions {
   readonly threads?: number;
   readonly name?: string;
   readonly resume?: string;
+  readonly acceptChanges?: true;
   readonly chat: boolean;
   readonly json?: true;
 }
@@ -76,21 +78,6 @@ function gameOf(config: RunConfig): CountdownOptions {
   return { ...countdownOptions(config), heldOutCount: Math.max(evaluation.count, validation.count) };
 }
 
-/** The configuration with the limits the task itself knows, unless they were asked for otherwise. */
-function fitToTask(config: RunConfig, task: Task<unknown>, set: readonly string[]): RunConfig {
-  const asked = set.some((assignment) => assignment.startsWith("rl.maxNewTokens="));
-  if (task.maxNewTokens === undefined || asked) return config;
-  const { overlongSlope } = config.rl;
-  return {
-    ...config,
-    rl: {
-      ...config.rl,
-      maxNewTokens: task.maxNewTokens,
-      overlongSlope: Math.min(overlongSlope, task.maxNewTokens),
-    },
-  };
-}
-
 async function begin(name: string, options: TrainOptions, run: RunOptions, io: Context): Promise<RunOutcome> {
   const preset = presetOf(options);
   const config = configFor(preset, options);
@@ -105,7 +92,7 @@ async function begin(name: string, options: TrainOptions, run: RunOptions, io: C
     data,
     preset,
     ...(found === undefined ? {} : { model: { name: found.name, path: found.folder } }),
-    config: fitToTask(config, task, options.set ?? []),
+    config: sets(options.set ?? [], "rl.maxNewTokens") ? config : withTaskLimits(config, task),
   });
 }
 
@@ -114,6 +101,7 @@ async function goOn(name: string, options: TrainOptions, run: RunOptions): Promi
   return resumeRun(path, (manifest, config) => reopenTask(manifest, gameOf(config)), {
     ...run,
     set: options.set ?? [],
+    acceptChanges: options.acceptChanges === true,
   });
 }
 
@@ -157,6 +145,14 @@ function checkArguments(task: string | undefined, options: TrainOptions, command
     });
   }
   if (options.resume === undefined) {
+    if (options.acceptChanges) {
+      throw new ConfigError({
+        where: "--accept-changes",
+        rule: "is for a run that goes on",
+        got: "it without --resume",
+        remedy: "Leave it out",
+      });
+    }
     presetOf(options);
     return;
   }
@@ -211,7 +207,7 @@ async function train(
 export function register(program: Command, io: Context): void {
   const presets = Object.entries(PRESETS).map(([name, { summary }]) => `  ${name.padEnd(7)} ${summary}`);
   const bounds = POLICY_LOSSES.map((loss) => {
-    const { clipLow, clipHigh } = CLIP_BOUNDS[loss];
+    const { clipLow, clipHigh } = LOSS_SETTINGS[loss];
     return `${loss} ${clipLow >= 1 ? `up to ${1 + clipHigh}` : `${clipLow}/${clipHigh}`}`;
   }).join(", ");
   const command = program
@@ -239,9 +235,10 @@ export function register(program: Command, io: Context): void {
     )
     .option("--depth <n>", "layers; sets width, heads, rates and batch with it", wholeNumber({ min: 1 }))
     .addOption(
-      new Option("--loss <name>", `policy loss, with the clip bounds of its paper: ${bounds}`).choices([
-        ...POLICY_LOSSES,
-      ]),
+      new Option(
+        "--loss <name>",
+        `policy loss, with the clip bounds of its paper (${bounds}) and advantages divided by the spread of their group, but for dr_grpo`,
+      ).choices([...POLICY_LOSSES]),
     )
     .option("--seed <n>", "names every random number of the run", wholeNumber())
     .option("--steps <n>", "steps of reinforcement learning", wholeNumber({ min: 0 }))
@@ -254,6 +251,10 @@ export function register(program: Command, io: Context): void {
     .option("--name <name>", "the run's name")
     .option("--out <folder>", "folder that holds the runs", DEFAULT_RUNS)
     .option("--resume <run>", "go on with a run that was stopped or killed: its name or folder")
+    .option(
+      "--accept-changes",
+      "with --resume: go on although the task's file, or the prompts it names, have changed; run.json records it",
+    )
     .option("--no-chat", "do not open a chat with the new model at the end")
     .option("--json", "the result as one object on standard output, progress on standard error")
     .action((task: string | undefined, options: TrainOptions, self: Command) =>

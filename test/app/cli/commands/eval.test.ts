@@ -192,6 +192,15 @@ describe("pondera eval", () => {
     const heldOut = JSON.parse((await evaluate(folder, "--task", file, "--limit", "2", "--json")).out);
     expect(heldOut).toMatchObject({ task: "add", count: 2 });
     expect(heldOut).not.toHaveProperty("use");
+    // A run's own limit comes before its task's, as when it was trained.
+    const model = { ...parrot("=4"), generationConfig: { max_new_tokens: 5 } };
+    await makeRun({ root, name: "own", task: "add", taskFile: file, model });
+    const own = JSON.parse((await evaluate("own", "--runs", root, "--limit", "2", "--json")).out);
+    expect(own).toMatchObject({ task: "add", maxNewTokens: 5 });
+    const named = JSON.parse(
+      (await evaluate("own", "--runs", root, "--task", file, "--limit", "2", "--json")).out,
+    );
+    expect(named).toMatchObject({ maxNewTokens: 3 });
     const broken = await data([{ promt: "2+2=" }]);
     expect((await evaluate(folder, "--task", file, "--data", broken)).err).toMatch(
       /rows\.jsonl:1: prompt: must be as .* For example \{"prompt": "2\+2="\}\.\n/,

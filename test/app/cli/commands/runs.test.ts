@@ -53,10 +53,16 @@ describe("pondera runs", () => {
     await make("whole", true, 1);
     const broken = await make("broken", true, 2);
     await writeFile(join(broken, "run.json"), "{");
+    const torn = await make("torn", true, 3);
+    await writeFile(
+      join(torn, "metrics.jsonl"),
+      `\u0000\u0000\n${await readFile(join(torn, "metrics.jsonl"), "utf8")}`,
+    );
     const { code, out, err } = await pondera(["runs", "list", "--runs", root]);
     expect(code).toBe(0);
     expect(out).toContain("whole");
     expect(err).toMatch(/left out: .*broken.run\.json: must be JSON/);
+    expect(err).toMatch(/left out: .*torn.metrics\.jsonl/);
   });
 
   it("shows the newest run, or a named one, with its curves and result", async () => {

@@ -12,7 +12,7 @@ const task = tinyTask();
 const observer = { start() {}, sample() {}, note() {}, step: () => process.stdout.write("step\n") };
 const options = { peak: 1e11, observer };
 const path = join(root, name);
-if (existsSync(join(path, "run.json"))) await resumeRun(path, async () => task, options);
+if (existsSync(join(path, "run.json"))) await resumeRun(path, async () => ({ task }), options);
 else {
   const config = { ...TINY, threads: Number(threads) };
   await startRun({ root, name, task, preset: "tiny", config, ...options });
