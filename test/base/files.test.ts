@@ -1,11 +1,13 @@
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdir, readdir, readFile, rename, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { mkdir, readdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { FileError, FormatError, TaskError } from "../../src/base/errors.ts";
 import {
+  fileError,
   makeFolders,
   readJson,
   readText,
@@ -14,6 +16,7 @@ import {
   writeFolderAtomic,
 } from "../../src/base/files.ts";
 import { temporaryFolder } from "./temporary-folder.ts";
+import { unprivileged } from "./unprivileged.ts";
 
 /** Node's arguments that run a program which has the module under test as `files`. */
 function program(body: string): string[] {
@@ -70,16 +73,16 @@ describe("writeFileAtomic", () => {
     await expect(writeFileAtomic(join(folder, "plain", "file"), "")).rejects.toThrow(/ENOTDIR.*is a file/);
   });
 
-  // Root may write anywhere, and Windows has no such bits.
-  it.skipIf(process.platform === "win32" || process.getuid?.() === 0)(
+  // Windows has no such bits.
+  it.skipIf(process.platform === "win32")(
     "refuses a folder it has no right to write to, and keeps the previous file",
     async () => {
       const folder = await temporaryFolder();
       await writeFileAtomic(join(folder, "file"), "old");
-      await chmod(folder, 0o555);
-      const write = writeFileAtomic(join(folder, "file"), "new");
-      await expect(write).rejects.toThrow(/EACCES.*Give this user the right/);
-      await chmod(folder, 0o755);
+      await unprivileged([folder], async () => {
+        const write = writeFileAtomic(join(folder, "file"), "new");
+        await expect(write).rejects.toThrow(/EACCES.*Give this user the right/);
+      });
       expect(await readFile(join(folder, "file"), "utf8")).toBe("old");
     },
   );
@@ -105,6 +108,15 @@ describe("writeFileAtomic", () => {
       expect(await readdir(folder)).toEqual(["file"]);
     },
   );
+
+  it.skipIf(!existsSync("/dev/full"))("says of a full disk what to do", async () => {
+    const failed = await writeFile("/dev/full", "x").catch((error: unknown) => error);
+    const error = fileError("run/metrics.jsonl", "writable", failed);
+    expect(error).toBeInstanceOf(FileError);
+    expect((error as FileError).message).toMatch(
+      /^run\/metrics\.jsonl: must be writable; got ENOSPC.*\. The disk is full: free some space and try again\.$/,
+    );
+  });
 
   it("leaves the old file or the new when killed, and the next write clears what was left", async () => {
     const folder = await temporaryFolder();

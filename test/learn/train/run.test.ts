@@ -2,7 +2,7 @@ import { spawn, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { createInterface } from "node:readline";
@@ -22,6 +22,7 @@ import { matrixRate, ratesAt } from "../../../src/learn/train/language-stage.ts"
 import { resumeRun, startRun } from "../../../src/learn/train/run.ts";
 import type { RunObserver, RunOutcome } from "../../../src/learn/train/training.ts";
 import { loadModelFolder } from "../../../src/model/checkpoint/folder.ts";
+import { unprivileged } from "../../base/unprivileged.ts";
 import { TINY, tinyTask } from "./tiny.ts";
 
 const child = fileURLToPath(new URL("./children/train-tiny.ts", import.meta.url));
@@ -596,13 +597,15 @@ describe("a run that cannot go well", () => {
     await expect(start("in-file", TINY, { root: join(root, "file") })).rejects.toThrow(FileError);
   });
 
-  it.skipIf(process.getuid?.() === 0)("in a folder that may not be written to says so", async () => {
+  it.skipIf(process.platform === "win32")("in a folder that may not be written to says so", async () => {
     const locked = join(root, "locked");
     await mkdir(locked);
-    await chmod(locked, 0o500);
-    await expect(start("x", TINY, { root: locked })).rejects.toThrow(
-      /Give this user the right to the folder/,
-    );
+    await unprivileged([root, locked], async () => {
+      await expect(start("x", TINY, { root: locked })).rejects.toThrow(
+        /Give this user the right to the folder/,
+      );
+    });
+    expect(await readdir(locked)).toEqual([]);
   });
 });
 

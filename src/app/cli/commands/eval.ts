@@ -223,7 +223,9 @@ function summaryLines(summary: EvalSummary, seconds: number, tokens: number): st
 async function evaluateModel(name: string | undefined, asked: EvalOptions, io: Context): Promise<void> {
   const options = asked.speculate ? greedyFor(asked) : asked;
   const found = await findModel(name, options.runs, io);
-  const model = await loadStoredModel(found.folder);
+  const progress = progressOn(io);
+  progress.say(`loading ${printable(found.name)}…`);
+  const model = await loadStoredModel(found.folder).finally(() => progress.done());
   await using _ = closing(model);
   const { task, examples, what, game, use, trainable } = await openPrompts(options, found);
   const { samples, seed, threads } = options;
@@ -244,14 +246,14 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
     io.stderr.write(`${colorsFor(io.stderr, io.env).dim(`measuring ${printable(heading)}…`)}\n`);
   }
   const open = await openModel(model, { threads, slots, positions, speculate: options.speculate === true });
-  const progress = progressOn(io);
+  const written = progressOn(io);
   const began = performance.now();
   let evaluation: Evaluation | undefined;
   try {
     evaluation = await interruptible({ onFirst() {} }, async (signal) => {
       try {
         const limits = { samples, temperature, topP, maxNewTokens, seed };
-        const how = { ...limits, write: ask, stopIds: model.stopIds, onToken: countTokens(progress), signal };
+        const how = { ...limits, write: ask, stopIds: model.stopIds, onToken: countTokens(written), signal };
         return await evaluate(open.engine, model.tokenizer, task, examples, how);
       } catch (error) {
         if (signal.aborted && error === signal.reason) return undefined;
@@ -259,7 +261,7 @@ async function evaluateModel(name: string | undefined, asked: EvalOptions, io: C
       }
     });
   } finally {
-    progress.done();
+    written.done();
     await open.dispose();
   }
   if (evaluation === undefined) return io.exitWith(INTERRUPTED);

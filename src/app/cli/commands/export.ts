@@ -13,6 +13,8 @@ import { GRAPHS, ONNX_TYPES, saveOnnxFolder } from "../../../model/onnx/save.ts"
 import { RUNS_OPTION, withExamples } from "../help.ts";
 import { type Context, write, writeJson } from "../io.ts";
 import { type FoundModel, findModel } from "../model.ts";
+import { progressOn } from "../progress.ts";
+import { printable } from "../text.ts";
 
 const FORMATS = ["hf", "gguf", "onnx"] as const;
 const TYPES = {
@@ -100,7 +102,9 @@ async function exportModel(name: string | undefined, options: ExportOptions, io:
     throw new ConfigError({ where: "--out", rule: "must not be the model itself", got: options.out });
   }
   const force = options.force === true;
-  const lines = await WRITERS[format](found, out, options, force);
+  const progress = progressOn(io);
+  progress.say(`writing ${printable(found.name)} as ${format}…`);
+  const lines = await WRITERS[format](found, out, options, force).finally(() => progress.done());
   const files = lines.files;
   if (options.json) return writeJson(io.stdout, { model: found.folder, format, out, files });
   await write(

@@ -110,7 +110,10 @@ export function register(program: Command, io: Context): void {
   const command = program
     .command("grade")
     .summary("grade completions in a file")
-    .description("Grades a file of completions by the rules of a task, exactly, whatever the text holds.")
+    .description(
+      "Grades a file of completions by the rules of a task, exactly, whatever the text holds. The reward is 1 for a right answer and 1 for " +
+        "the form, <think>…</think><answer>…</answer>; training pays less for the form (countdown.formatWeight).",
+    )
     .addArgument(new Argument("<task>", "whose rules to grade by").choices(["countdown"]))
     .argument("<file>", "JSONL rows {numbers, target, completion}, or - for standard input")
     .option("--exactly-once", "every number must be used; without it, each at most once")
