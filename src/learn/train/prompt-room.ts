@@ -34,7 +34,8 @@ export function longestPrompt<Row>(
   known: boolean,
 ): number {
   const begin = encodePrompt(tokenizer, "").length;
-  const length = (example: Example<Row>): number => lengthOf(task.name, tokenizer, write(example));
+  const length = (example: Example<Row>): number =>
+    lengthOf(`task ${task.name}: prompt`, tokenizer, write(example));
   const heldOut = task.validation.map(length);
   if (known && task.maxPromptTokens !== undefined) return begin + task.maxPromptTokens;
   const drawn = Array.from({ length: PROMPTS_SEEN }, (_, i) => length(task.train.draw(new Random(0, i))));
@@ -45,14 +46,35 @@ export function longestPrompt<Row>(
   return longest + Math.ceil(0.5 * (longest - least)) + PROMPT_MARGIN;
 }
 
-/** @throws TaskError naming the prompt that the tokenizer cannot write */
-function lengthOf(task: string, tokenizer: Tokenizer, prompt: string): number {
+/** Texts of each kind that are looked at before the first step. */
+const TRACES_SEEN = 64;
+
+/**
+ * Whether what the stages before reinforcement learning read can be written, as far as some of it tells.
+ * @throws TaskError naming a text that the tokenizer cannot write
+ */
+export function checkTraces<Row>(task: Task<Row>, tokenizer: Tokenizer, config: RunConfig): void {
+  for (const [stage, source] of [
+    ["pretrain", "explore"],
+    ["sft", "demonstrate"],
+  ] as const) {
+    const draw = config[stage].steps > 0 ? task[source] : undefined;
+    if (draw === undefined) continue;
+    for (let i = 0; i < TRACES_SEEN; i++) {
+      const { prompt, completion } = draw(new Random(0, i));
+      for (const text of [prompt, completion]) lengthOf(`task ${task.name}: ${source}`, tokenizer, text);
+    }
+  }
+}
+
+/** @throws TaskError naming the text that the tokenizer cannot write */
+function lengthOf(where: string, tokenizer: Tokenizer, text: string): number {
   try {
-    return encodePrompt(tokenizer, prompt).length;
+    return encodePrompt(tokenizer, text).length;
   } catch (cause) {
     if (!(cause instanceof FormatError)) throw cause;
     throw new TaskError({
-      where: `task ${task}: prompt ${describe(prompt)}`,
+      where: `${where} ${describe(text)}`,
       rule: "must be written in the characters of its alphabet and tokens",
       got: cause.got ?? "others",
       remedy: "Add them to the task's alphabet",

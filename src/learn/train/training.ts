@@ -54,7 +54,7 @@ import { modelConfig, type RunConfig, stagesOf } from "./config.ts";
 import { languageBatch, languageStep, type StepOutcome } from "./language-stage.ts";
 import { rowLengthsFor } from "./policy-batch.ts";
 import { policyStep, type Reference } from "./policy-stage.ts";
-import { longestPrompt, writerFor } from "./prompt-room.ts";
+import { checkTraces, longestPrompt, writerFor } from "./prompt-room.ts";
 import type { Group } from "./rollout.ts";
 import { STREAMS } from "./streams.ts";
 
@@ -168,6 +168,7 @@ export class Training<Row> {
     this.#write = writerFor(config, base);
     this.#stopIds = base?.stopIds ?? [tokenizer.eosId];
     this.#stages = stagesOf(config);
+    if (base === undefined) checkTraces(task, tokenizer, config);
     const positions =
       longestPrompt(task, tokenizer, this.#write, base === undefined) + config.rl.maxNewTokens;
     const rows = [config.pretrain, config.sft].map(({ steps, rowLength }) => (steps > 0 ? rowLength : 0));

@@ -201,6 +201,10 @@ describe("a run", () => {
     await expect(start("strange", TINY, { task: strange })).rejects.toThrow(
       /^task countdown: prompt "z = 1\\n": must be written in the characters of its alphabet and tokens; got .*"z".*\. Add them to the task's alphabet\.$/,
     );
+    const explore = () => ({ prompt: "1 2 = 3\n", completion: "<think>x" });
+    await expect(start("strange", TINY, { task: { ...task, explore } })).rejects.toThrow(
+      /^task countdown: explore "<think>x": must be written in the characters of its alphabet and tokens; got /,
+    );
     expect(existsSync(join(root, "strange"))).toBe(false);
   });
 });
