@@ -46,7 +46,8 @@ const QUICK: FreshRunConfig = {
   threads: availableParallelism(),
   model: sizesOf(4),
   pretrain: {
-    steps: 1200,
+    // With 1,200 one seed in three copied numbers badly, and came to 72.6 % instead of 76.7.
+    steps: 1400,
     rows: 14,
     rowLength: 224,
     rates: { adamW: 0.008, muon: 0.02 },
